@@ -1,0 +1,180 @@
+"""MNIST in memory, served to fastai a whole batch at a time.
+
+    dls = mnist_dls()                 # train on 60,000, test on 10,000
+    dls = mnist_dls(holdout=True)     # train on 50,000, choose on the other 10,000 training images
+    dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
+    dls.show_batch()
+"""
+import functools, os, socket, sys
+from hashlib import md5
+from http.client import HTTPException
+from urllib.error import URLError
+
+from fastai.vision.all import *
+from fastcore.script import CliError
+from torchvision.datasets import MNIST
+
+# MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
+raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
+           'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
+           't10k-images-idx3-ubyte':  '2646ac647ad5339dbf082846283269ea',
+           't10k-labels-idx1-ubyte':  '27ae3e4e09519cfbb04c329615203637'}
+not_mnist = "scikit-learn's 1,797 small digits (NOT MNIST)"
+mean, std = 0.1307, 0.3081  # of the 60,000 training images, pixels scaled to [0, 1]
+test_bs = 500  # images per test batch
+
+
+class DigitImages:
+    "Images `x`, uint8 (n, 1, 28, 28), and labels `y`, int64 (n,), indexed by a whole batch of positions."
+    n_inp, vocab = 1, CategoryMap(range(10), sort=False)
+
+    # `split_idx` is what tells fastai to leave test images alone: 0 is augmented, 1 is not.
+    def __init__(self, x, y=None, split_idx=1, name='images'): store_attr()
+    def __len__(self): return len(self.x)
+    def __getitem__(self, idx):
+        x = TensorImageBW(self.x[idx])
+        return (x,) if self.y is None else (x, TensorCategory(self.y[idx]))
+
+    def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
+
+    # `Interpretation` picks its worst items by `dl.items.iloc[idxs]`; `export` keeps an empty copy.
+    @property
+    def items(self): return self
+    @property
+    def iloc(self):
+        class Picks: __getitem__ = lambda _,idxs: self.subset(idxs)
+        return Picks()
+    def subset(self, idx, **kw):
+        "A copy of the images at `idx` (it owns its memory: a view would drag the whole set into `export`)."
+        y = None if self.y is None else self.y[idx].clone()
+        return DigitImages(self.x[idx].clone(), y, **{'split_idx': self.split_idx, 'name': self.name, **kw})
+    def new_empty(self): return self.subset(slice(0))
+
+
+class BatchDL(TfmdDL):
+    "A `TfmdDL` that asks its dataset once per batch, not once per item (as fastai's own `TabDataLoader` does)."
+    def __init__(self, dataset, num_workers=0, **kwargs):
+        if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
+        super().__init__(dataset, num_workers=num_workers, **kwargs)
+    def do_item(self, i): return 0 if i is None else i
+    def do_batch(self, idxs): return self.dataset[idxs]
+
+
+def stack_items(items):
+    "`DigitImages` from a list of images (PIL, array or tensor, 28×28, 0 to 255), as `Learner.predict` passes them."
+    return DigitImages(torch.stack([tensor(o).to(torch.uint8).reshape(1, 28, 28) for o in items]))
+
+
+class RandomWarp(RandTransform):
+    """Moves each image of a batch (n, 1, h, w) by its own random affine map and elastic distortion, resampled once.
+
+    Every draw is uniform between minus and plus its limit, but for `elastic`: the standard deviation of normal
+    displacements on a 4×4 grid, interpolated to a smooth field (after Simard et al. 2003, section 2).
+    What enters from outside the frame is black.
+    """
+    order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 still means black
+
+    def __init__(self,
+        degrees=0., # Rotation, in degrees
+        shift=0.,   # Shift along each axis, in pixels
+        scale=0.,   # Change of size, as a fraction
+        shear=0.,   # Horizontal shear, as a fraction
+        elastic=0., # Elastic displacement, in pixels
+        **kwargs
+    ):
+        store_attr()
+        super().__init__(**kwargs)
+
+    @staticmethod
+    @functools.lru_cache
+    def basis(h, w, device):
+        """What every pixel's source is a weighted sum of, (19, h·w): x, y, 1 and the 16 bumps of the elastic grid.
+
+        One matrix product then makes all sources of a batch, ten times as fast as `affine_grid` and `interpolate`.
+        """
+        y,x = torch.meshgrid(*((torch.arange(o)*2 + 1)/o - 1 for o in (h, w)), indexing='ij')  # pixel centres, from -1 to 1
+        bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
+        return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps]).flatten(1).to(device)
+
+    def encodes(self, x:TensorImage):
+        n,_,h,w = x.shape
+        def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
+        turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
+        cos,sin = turn.cos()/size, turn.sin()/size
+        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
+        bumps = torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)
+        source = torch.cat([affine, bumps], 2).view(2*n, 19) @ self.basis(h, w, x.device)
+        source = source.view(n, 2, h, w).permute(0, 2, 3, 1)
+        return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, padding_mode='zeros', align_corners=False))
+
+
+def mnist_files(root):
+    "Check the four raw files of a torchvision root: those missing, and a `CliError` that names the first corrupt one."
+    missing = []
+    for name,want in raw_md5.items():
+        path = Path(root)/'MNIST'/'raw'/name
+        if not path.exists(): missing.append(name)
+        elif md5(path.read_bytes()).hexdigest() != want: raise CliError(
+            f'{path} is corrupt ({path.stat().st_size:,} bytes, wrong MD5). Delete it and run again to download it anew.')
+    return missing
+
+
+def load_mnist(root):
+    "MNIST's (images, labels) for training and for test, verified; downloads what is missing into `root`."
+    if mnist_files(root):
+        old = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(20)  # seconds: a network that hangs is a network that is not there
+        try: MNIST(root, download=True)
+        finally: socket.setdefaulttimeout(old)
+        mnist_files(root)
+    sets = [MNIST(root, train=train) for train in (True, False)]
+    return [(ds.data[:,None], ds.targets) for ds in sets]
+
+
+def load_digits():
+    "scikit-learn's 1,797 digits, 8×8, brought to MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
+    from sklearn.datasets import load_digits
+    x,y = load_digits(return_X_y=True)
+    x = F.interpolate(tensor(x).float().reshape(-1, 1, 8, 8) * (255/16), size=(20, 20), mode='bilinear')
+    x,y = F.pad(x, (4,)*4).round().to(torch.uint8), tensor(y).long()
+    return (x[:-360], y[:-360]), (x[-360:], y[-360:])
+
+
+def read(data, root):
+    "(name, training set, test set) of what `data` asks for; says loudly when that is not MNIST."
+    if data not in ('auto', 'mnist', 'digits'): raise CliError(f"data is 'auto', 'mnist' or 'digits', not {data!r}.")
+    if data != 'digits':
+        try: return 'MNIST', *load_mnist(root)
+        except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
+            why = f'MNIST is not in {root} and cannot be downloaded ({str(e).splitlines()[-1]})'
+            if data == 'mnist': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --root.') from None
+            print(f'*** {why}.\n*** Training on {not_mnist} instead.', file=sys.stderr)
+        except OSError as e: raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder for MNIST that can be read and written by --root.') from None
+    return not_mnist, *load_digits()
+
+
+def clean_train(dls):
+    "A loader over the training images of `dls` as they are: in order, without augmentation, each once."
+    ds = dls.train_ds
+    return dls.valid.new(DigitImages(ds.x, ds.y, name=ds.name))
+
+
+def mnist_dls(
+    data='auto',   # 'mnist' insists on MNIST, 'digits' asks for scikit-learn's, 'auto' takes those where MNIST cannot be had
+    root=None,     # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
+    bs=128,        # Images per training batch
+    augment=None,  # A transform for training batches, such as `RandomWarp`
+    holdout=False, # Train on the first 50,000 training images and judge on the other 10,000, instead of train and test
+    device=None    # Where images and net live; else CUDA where there is one, else the CPU
+):
+    "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); the test images are never augmented."
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    name,train,test = read(data, Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data')))
+    if holdout:
+        n = len(train[0])*5//6
+        train,test = [o[:n] for o in train],[o[n:] for o in train]
+    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
+    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {"hold-out" if holdout else "test"}')
+    tfms = [IntToFloatTensor(), *L(augment), Normalize.from_stats([mean], [std], cuda=False)]
+    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
+    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)

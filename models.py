@@ -1,0 +1,76 @@
+"""The nets: each takes normalized images (n, 1, 28, 28) and returns logits (n, 10), with fewer than 8,000 parameters.
+
+    print(table(Model_2()))   # layer by layer: output shape, parameters, receptive field
+"""
+import torch
+from torch import nn
+
+budget = 8_000  # a model must have fewer parameters than this
+
+
+def count(model):
+    "Number of trainable parameters of `model`."
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def conv(ni, nf, pad=1, pool=False):
+    """3×3 convolution from `ni` to `nf` channels, 2×2 max-pooling if `pool`, batch norm, ReLU.
+
+    The convolution has no bias: batch norm brings its own. Pooling stands before batch norm and ReLU, which then
+    have a quarter of the pixels to do.
+    """
+    pooling = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+
+
+class Model_1(nn.Sequential):
+    "The skeleton: two 3×3 convolutions on each of three scales, then one large kernel over the 6×6 map that is left."
+    def __init__(self): super().__init__(
+        conv( 1,  8, pad=0), conv( 8,  8, pad=0), nn.MaxPool2d(2),   # 26, 24, 12 pixels wide: digits leave the rim empty
+        conv( 8,  8),        conv( 8, 12),        nn.MaxPool2d(2),   # 12, 12, 6
+        conv(12,  8),        conv( 8,  8),                           # 6
+        nn.Conv2d(8, 10, 6), nn.Flatten())                           # 1
+
+
+class Model_2(nn.Sequential):
+    "`Model_1` with the large kernel replaced by global depthwise pooling and a linear layer; wider layers spend what that frees."
+    def __init__(self): super().__init__(
+        conv( 1,  8, pad=0), conv( 8,  8, pad=0, pool=True),         # 26, 12 pixels wide
+        conv( 8,  8),        conv( 8, 16, pool=True),                # 12, 6
+        conv(16, 16),        conv(16, 16),                           # 6
+        # Global pooling that learns where to look: one 6×6 kernel per channel instead of the plain average.
+        nn.Conv2d(16, 16, 6, groups=16, bias=False), nn.BatchNorm2d(16), nn.Flatten(),
+        nn.Linear(16, 10))
+
+
+@torch.no_grad()
+def layers(model, size=28):
+    """A row (layer, output shape, parameters, receptive field) for every layer of a sequential `model`.
+
+    The receptive field is the width in input pixels of what one output value depends on, padding counted in
+    (Araujo et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks", eq. 2).
+    """
+    rows, field, jump = [], 1, 1  # jump: distance in input pixels between neighbours in the current map
+    def side(m, name):
+        o = getattr(m, name, 1)
+        return o[0] if isinstance(o, tuple) else o
+    training, leaves = model.training, [m for m in model.modules() if not list(m.children())]
+    def row(m, x, y):
+        nonlocal field, jump
+        whole = isinstance(m, (nn.Flatten, nn.AdaptiveAvgPool2d))  # these gather the whole map that is left
+        kernel,stride,dilation = (x[0].shape[-1],1,1) if whole else (side(m, o) for o in ('kernel_size', 'stride', 'dilation'))
+        field,jump = field + dilation*(kernel-1)*jump, jump*stride
+        rows.append((type(m).__name__, tuple(y.shape[1:]), count(m), field))
+    hooks = [m.register_forward_hook(row) for m in leaves]
+    try: model.eval()(torch.zeros(1, 1, size, size, device=next(model.parameters()).device))
+    finally:
+        for h in hooks: h.remove()
+        model.train(training)
+    return rows
+
+
+def table(model):
+    "`layers(model)` as text, with the total against the budget."
+    lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
+    for name,shape,n,field in layers(model): lines.append(f"{name:<18}{'×'.join(map(str, shape)):>14}{n:>12,}{field:>17}")
+    return '\n'.join(lines + [f"{type(model).__name__ + ' in all':<32}{count(model):>12,}  (budget: fewer than {budget:,})"])

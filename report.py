@@ -1,0 +1,185 @@
+"What the steps share: repeatability, a row per epoch, the summary with its verdict, the files in `runs/`, checks of the command line."
+import argparse, csv
+
+from fastai.vision.all import *
+from fastcore.script import CliError
+
+from data import clean_train, not_mnist
+from models import budget, count
+
+runs = Path('runs')  # where each step saves, below the working directory
+max_epochs = 15      # the rule
+judged = 3           # each of the last so many epochs must reach the target
+columns = ['epoch', 'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy', 'seconds']
+
+
+def repeatable(seed):
+    """Seed every generator, and compute on $OMP_NUM_THREADS threads, else on one.
+
+    One by measurement: a second thread gains next to nothing in nets this small (README, "Threads").
+    Same seed, machine and thread count: same numbers to the last bit.
+    """
+    set_seed(seed, reproducible=True)
+    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or 1))
+
+
+class History(Callback):
+    "Keeps a row per epoch (`columns`; epochs from 1, accuracies as fractions) and the learning rate of every batch."
+    order = ProgressCallback.order - 1  # after `Recorder`, before the bars
+    rows = rates = ()
+
+    def after_create(self):
+        self.recorder.train_metrics = True
+        if not sys.stdout.isatty():  # fastprogress would draw its bars into logs, too: plain rows there
+            self.learn.remove_cb(self.learn.progress)
+            self.learn.logger = noop
+
+    def before_fit(self): self.run,self.new = not hasattr(self.learn, 'lr_finder'),True
+    def before_epoch(self): self.started = time.perf_counter()
+    def before_train(self):  # not `before_fit`, which `validate` and `get_preds` call, too
+        if not self.new: return
+        self.new,self.rows,self.rates = False,[],self.recorder.lrs
+        train,test = self.dls.train_ds,self.dls.valid_ds
+        print(f'{type(self.model).__name__} on {train.name} ({len(train):,} images), judged on {test.name} ({len(test):,})')
+        if not hasattr(self.learn, 'progress'): print(' '.join(f'{c:>14}' for c in columns), flush=True)
+
+    def after_epoch(self):
+        if self.new: return
+        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+        row = [self.epoch+1, *(float(values[o]) for o in ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')),
+               round(time.perf_counter() - self.started, 2)]
+        self.rows.append(dict(zip(columns, row)))
+        if not hasattr(self.learn, 'progress'):
+            print(f'{row[0]:>14} ' + ' '.join(f'{o:>14.4f}' for o in row[1:5]) + f' {row[5]:>14.1f}', flush=True)
+
+
+def write_csv(rows, path):
+    "Write rows of `History` to `path`: epochs from 1, accuracies as fractions."
+    with open(path, 'w', newline='') as f:
+        out = csv.DictWriter(f, columns, lineterminator='\n')
+        out.writeheader()
+        out.writerows(rows)
+
+
+def measured(rows):
+    "The last five epochs' test accuracies in words: what recorded evidence and a new run are compared by."
+    last = [100*r['test_accuracy'] for r in rows[-5:]]
+    return f"last {len(last)} of {len(rows)} epochs: mean {sum(last)/len(last):.2f}%, lowest {min(last):.2f}%"
+
+
+def verdict(rows, epochs, target, on_mnist=True):
+    "(exit status, verdict in words): 0 when each of the last `judged` epochs reached `target` or is not judged, else 1."
+    last = [r['test_accuracy'] for r in rows[-judged:]]
+    if not on_mnist:         return 0, f'not judged: {not_mnist}'
+    if epochs > max_epochs:  return 0, f'not judged: {epochs} epochs, the rule is at most {max_epochs}'
+    if len(rows) < epochs:   return 1, f'TARGET MISSED: training broke off after {len(rows)} of {epochs} epochs (the loss was no number)'
+    met = all(round(a, 6) >= target for a in last)
+    return (0, 'target met') if met else (1, 'TARGET MISSED'), f'each of the last {len(last)} epochs against {target:.2%}'
+
+
+def save(make, path):
+    "Let `make(path)` write `path`, aside first, so that a full disk or a crash leaves the old file whole."
+    aside = path.with_name('.' + path.name)
+    try:
+        make(aside)
+        os.replace(aside, path)
+    finally: aside.unlink(missing_ok=True)
+    print(f'  {path}')
+
+
+def figure(draw, title, path):
+    "Draw with fastai or matplotlib by `draw()`, then save the current figure to `path` under `title`."
+    draw()
+    plt.suptitle(title)
+    plt.tight_layout(rect=(0, 0, 1, .98))
+    save(lambda aside: plt.savefig(aside, format='png', dpi=100), path)
+    plt.close('all')
+
+
+def curves(rows, rates, target):
+    "Loss and accuracy per epoch for train and test, with the target, and the learning rate per batch."
+    epochs = [r['epoch'] for r in rows]
+    _,(loss,accuracy,rate) = plt.subplots(1, 3, figsize=(15, 4.5))
+    for part,style in (('train', 'o--'), ('test', 'o-')):
+        loss    .plot(epochs, [r[f'{part}_loss'] for r in rows], style, label=part)
+        accuracy.plot(epochs, [100*r[f'{part}_accuracy'] for r in rows], style, label=part)
+    accuracy.axhline(100*target, color='black', lw=1, ls=':', label=f'target {target:.2%}')
+    lowest = min(100*target, *(100*r['test_accuracy'] for r in rows[-5:]))
+    accuracy.set_ylim(lowest - 1, 100.1)  # the first epochs would hide the last ones
+    loss.set_yscale('log')
+    rate.plot(np.arange(1, len(rates)+1) * len(rows)/len(rates), rates)
+    rate.set_ylim(0, 1.1*max(rates))
+    for ax,name in ((loss, 'loss'), (accuracy, 'accuracy, %'), (rate, 'learning rate')): ax.set(xlabel='epoch', ylabel=name)
+    for ax in (loss, accuracy): ax.legend()
+    for ax in (loss, accuracy, rate): ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def save_run(learn, folder, target):
+    "Save history, weights and pictures of a trained `learn` into `folder`, and list them."
+    rows,rates,name = learn.history.rows,learn.history.rates,learn.dls.valid_ds.name
+    net = type(learn.model).__name__
+    plt.switch_backend('agg')
+    folder.mkdir(parents=True, exist_ok=True)
+    print('saved')
+    save(lambda p: write_csv(rows, p), folder/'history.csv')
+    save(lambda p: torch.save(learn.model.state_dict(), p), folder/'weights.pth')
+    figure(lambda: learn.dls.train.show_batch(max_n=36, figsize=(9, 9.5)), f'What {net} is trained on: {learn.dls.train_ds.name}', folder/'samples.png')
+    figure(lambda: curves(rows, rates, target), f'{net} on {name}', folder/'curves.png')
+    _,truth,guess,losses = learn.get_preds(with_decoded=True, with_loss=True)
+    interp = ClassificationInterpretation(learn, learn.dls.valid, losses)
+    figure(lambda: interp.plot_confusion_matrix(figsize=(7, 7), title=''), f'{net} on {name}', folder/'confusion.png')
+    ranks = (guess != truth)[losses.argsort(descending=True)].nonzero().flatten().tolist()  # of the mistakes, by loss
+    if ranks: figure(lambda: interp.plot_top_losses(ranks[:16], figsize=(11, 12)), f'The most confident mistakes of {net} '
+                     f'({len(ranks)} in all) on {name}\nprediction/truth / loss / probability of the prediction', folder/'mistakes.png')
+
+
+def finish(learn, step, doc, target, epochs):
+    "Save the run of `step`, print its Target / Result / Analysis with what was measured, and return the exit status."
+    rows,device = learn.history.rows,learn.dls.device
+    on_mnist = not_mnist not in learn.dls.train_ds.name
+    status,words = verdict(rows, epochs, target, on_mnist)
+    save_run(learn, runs/step/('' if on_mnist else 'not-MNIST'), target)
+    with learn.no_bar(): clean = learn.validate(dl=clean_train(learn.dls))[1]
+    test,seconds = rows[-1]['test_accuracy'],sum(r['seconds'] for r in rows)
+    where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
+    print(f"""
+{doc.strip().format(this_run=measured(rows) + ('' if on_mnist else f', on {not_mnist}'))}
+
+This run
+    data         {learn.dls.train_ds.name}, judged on {learn.dls.valid_ds.name}
+    parameters   {count(learn.model):,} of a budget of fewer than {budget:,}
+    epochs       {len(rows)} of at most {max_epochs}
+    last epochs  {' '.join(f"{r['test_accuracy']:.2%}" for r in rows[-5:])}
+    gap          {100*(clean - test):+.2f} points: {clean:.2%} on the training images without augmentation, {test:.2%} on the test images
+    time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
+    verdict      {words}""")
+    return status
+
+
+def find(learn, step):
+    "Run fastai's `lr_find`, print its four suggestions, save its picture, and return exit status 0."
+    on_mnist = not_mnist not in learn.dls.train_ds.name
+    folder = runs/step/('' if on_mnist else 'not-MNIST')
+    plt.switch_backend('agg')
+    folder.mkdir(parents=True, exist_ok=True)
+    found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum))
+    for name,rate in found._asdict().items(): print(f'{name:<8} {rate:.2e}')
+    figure(lambda: None, f'{type(learn.model).__name__} on {learn.dls.train_ds.name}', folder/'lr_find.png')
+    return 0
+
+
+def checked(kind, accept, wanted):
+    "A converter for the command line: `kind(text)` if `accept`ed, else an error that says what is `wanted`."
+    def convert(text):
+        try: value = kind(text)
+        except ValueError: value = None
+        if value is None or not accept(value): raise argparse.ArgumentTypeError(f'{text!r} is not {wanted}')
+        return value
+    convert.__name__ = wanted
+    return convert
+
+natural = checked(int,   lambda n: n >= 1, 'a whole number of 1 or more')
+whole   = checked(int,   lambda n: 0 <= n < 2**32, 'a whole number of 0 or more')
+several = checked(int,   lambda n: n >= 2, 'a whole number of 2 or more')
+rate    = checked(float, lambda r: 0 < r < math.inf, 'a positive number')
+source  = checked(str,   lambda s: s in ('auto', 'mnist', 'digits'), 'auto, mnist or digits')

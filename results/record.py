@@ -1,0 +1,105 @@
+"""Records the evidence: trains experiments on MNIST, seed by seed, side by side in processes of one thread each.
+
+    python results/record.py step3                     # seeds 0 to 4 of step 3, those not recorded yet
+    python results/record.py step3 --seeds 20 --jobs 8
+    python results/record.py --help                    # the experiments
+
+Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device and threads.
+What is recorded is skipped, so that an interrupted recording goes on where it was; delete files to record them anew.
+"""
+import argparse, contextlib, io, json, os, platform, sys
+from functools import partial
+from pathlib import Path
+
+here = Path(__file__).resolve().parent
+sys.path.insert(0, str(here.parent))
+
+import fastai, torch, torchvision
+from joblib import Parallel, delayed, parallel_config
+from torch import nn
+from fastprogress import progress_bar
+
+import report, step1, step2, step3
+from data import not_mnist
+from models import Model_1, Model_2, conv, count
+
+
+def without_batch_norm():
+    "Model_1 with biases in place of batch norm."
+    net = Model_1()
+    for block in net:
+        if not isinstance(block, nn.Sequential): continue
+        block[0] = nn.Conv2d(block[0].in_channels, block[0].out_channels, 3, padding=block[0].padding)
+        block[1] = nn.Identity()
+    return net
+
+def with_dropout(p=.05):
+    "Model_2 with dropout of `p` after each ReLU."
+    net = Model_2()
+    for block in net:
+        if isinstance(block, nn.Sequential): block.append(nn.Dropout(p))
+    return net
+
+def average_pooling():
+    "Model_2 with the plain average in place of the 6×6 depthwise kernel."
+    net = Model_2()
+    net[6],net[7] = nn.AvgPool2d(6),nn.Identity()
+    return net
+
+def pooling_last():
+    "Model_2 with its max-pooling after batch norm and ReLU."
+    net = Model_2()
+    for block in net:
+        if isinstance(block, nn.Sequential) and isinstance(block[1], nn.MaxPool2d): block.append(block.pop(1))
+    return net
+
+def constant_rate(**kwargs):
+    "Step 3 at step 2's constant rate."
+    learn = step3.learner(**kwargs)
+    learn.fit(step3.epochs, step2.lr)
+    return learn
+
+
+experiments = {
+    'step1': step1.train,
+    'step2': step2.train,
+    'step3': step3.train,
+    'ablations/step1-no-batch-norm':    partial(step1.train, model=without_batch_norm),
+    'ablations/step2-dropout':          partial(step2.train, model=with_dropout),
+    'ablations/step2-average-pooling':  partial(step2.train, model=average_pooling),
+    'ablations/step2-pooling-last':     partial(step2.train, model=pooling_last),
+    'ablations/step3-no-augmentation':  partial(step3.train, warp={}),
+    'ablations/step3-no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
+    'ablations/step3-constant-rate':    constant_rate,
+}
+
+
+def record(name, seed, root):
+    "Train experiment `name` with `seed` on all of MNIST's training images and write its two files."
+    with contextlib.redirect_stdout(io.StringIO()): learn = experiments[name](seed=seed, data='mnist', root=root)
+    rows,path = learn.history.rows,here/name/f'seed{seed:02d}.csv'
+    if not_mnist in learn.dls.train_ds.name or len(rows) != step3.epochs: raise RuntimeError(f'{name}, seed {seed}: not a full run on MNIST')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    about = dict(parameters=count(learn.model), threads=torch.get_num_threads(), device=str(learn.dls.device),
+                 cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',
+                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
+    report.save(lambda p: p.write_text(json.dumps(about, indent=1) + '\n'), path.with_suffix('.json'))
+    report.save(lambda p: report.write_csv(rows, p), path)  # last: a CSV means that the run is whole
+
+
+def main():
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument('names', nargs='+', choices=experiments, metavar='NAME', help=', '.join(experiments))
+    cli.add_argument('--seeds', type=report.natural, default=5, help='record seeds 0 to SEEDS-1 (default: 5)')
+    cli.add_argument('--jobs', type=report.natural, default=os.cpu_count(), help='runs side by side (default: one per core)')
+    cli.add_argument('--backend', default='loky', help='joblib backend, such as loky, dask or ray (default: loky)')
+    cli.add_argument('--root', help="folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder")
+    args = cli.parse_args()
+    todo = [(name, seed) for name in args.names for seed in range(args.seeds) if not (here/name/f'seed{seed:02d}.csv').exists()]
+    print(f'{len(todo)} runs to record')
+    with parallel_config(backend=args.backend, n_jobs=args.jobs, inner_max_num_threads=1):
+        done = Parallel(return_as='generator_unordered')(delayed(record)(name, seed, args.root) for name,seed in todo)
+        for _ in progress_bar(done, total=len(todo)): pass
+
+
+if __name__ == '__main__': main()

@@ -1,0 +1,56 @@
+"""Step 2: regularization by global pooling, capacity, pooling in its right place
+
+Target
+    TBD
+Result
+    recorded: TBD
+    this run: {this_run}
+Analysis
+    TBD
+"""
+from fastai.vision.all import *
+from fastcore.script import call_parse
+
+import report
+from data import mnist_dls
+from models import Model_2, table
+
+step = Path(__file__).stem
+target = .988  # each of the last three epochs; the reason is in the text above
+epochs = 15    # the most that the rules allow
+bs = 128       # images per batch
+lr = 3e-3      # `lr_find`'s valley
+
+
+def learner(model=Model_2, seed=0, bs=bs, data='auto', root=None, holdout=False):
+    "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. The arguments of `mnist_dls` are passed on."
+    report.repeatable(seed)
+    dls = mnist_dls(data, root, bs, holdout=holdout)
+    net = model().to(memory_format=torch.channels_last)  # half again as fast on a CPU
+    return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=report.History(), path=report.runs/step, model_dir='.')
+
+
+def train(epochs=epochs, lr=lr, **kwargs):
+    "The `Learner` of `learner(**kwargs)`, trained; the row of each epoch is in its `history.rows`."
+    learn = learner(**kwargs)
+    learn.fit(epochs, lr)  # Adam, fastai's default, at a constant rate
+    return learn
+
+
+def main(
+    epochs:report.natural=epochs, # Passes over the training images
+    seed:report.whole=0,          # Seed of all random choices
+    lr:report.rate=lr,            # Learning rate
+    bs:report.several=bs,         # Images per training batch
+    root:str=None,                # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
+    data:report.source='auto',    # mnist: insist on it; digits: scikit-learn's small ones; auto: those where MNIST cannot be had
+    find:bool=False,              # Run lr_find, print its suggestions, save its picture, and stop
+):
+    "Train this step and print its Target / Result / Analysis. Exit status: 0 target met or not judged, 1 missed."
+    chosen = dict(seed=seed, bs=bs, data=data, root=root)
+    if find: return report.find(learner(**chosen), step)
+    print(table(Model_2()))
+    return report.finish(train(epochs, lr, **chosen), step, __doc__, target, epochs)
+
+
+if __name__ == '__main__': sys.exit(call_parse(main))
