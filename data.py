@@ -21,7 +21,7 @@ raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
            't10k-labels-idx1-ubyte':  '27ae3e4e09519cfbb04c329615203637'}
 not_mnist = "scikit-learn's 1,797 small digits (NOT MNIST)"
 mean, std = 0.1307, 0.3081  # of the 60,000 training images, pixels scaled to [0, 1]
-test_bs = 500  # images per test batch
+test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
 class DigitImages:

@@ -74,7 +74,7 @@ def verdict(rows, epochs, target, on_mnist=True):
     if epochs > max_epochs:  return 0, f'not judged: {epochs} epochs, the rule is at most {max_epochs}'
     if len(rows) < epochs:   return 1, f'TARGET MISSED: training broke off after {len(rows)} of {epochs} epochs (the loss was no number)'
     met = all(round(a, 6) >= target for a in last)
-    return (0, 'target met') if met else (1, 'TARGET MISSED'), f'each of the last {len(last)} epochs against {target:.2%}'
+    return (0 if met else 1), f"{'target met' if met else 'TARGET MISSED'}: {target:.2%} or more in each of the last {len(last)} epochs"
 
 
 def save(make, path):

@@ -43,7 +43,7 @@ def with_dropout(p=.05):
 def average_pooling():
     "Model_2 with the plain average in place of the 6×6 depthwise kernel."
     net = Model_2()
-    net[6],net[7] = nn.AvgPool2d(6),nn.Identity()
+    net[6] = nn.AvgPool2d(6)
     return net
 
 def pooling_last():
@@ -64,13 +64,13 @@ experiments = {
     'step1': step1.train,
     'step2': step2.train,
     'step3': step3.train,
-    'ablations/step1-no-batch-norm':    partial(step1.train, model=without_batch_norm),
-    'ablations/step2-dropout':          partial(step2.train, model=with_dropout),
-    'ablations/step2-average-pooling':  partial(step2.train, model=average_pooling),
-    'ablations/step2-pooling-last':     partial(step2.train, model=pooling_last),
-    'ablations/step3-no-augmentation':  partial(step3.train, warp={}),
-    'ablations/step3-no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/step3-constant-rate':    constant_rate,
+    'ablations/no-batch-norm':    partial(step1.train, model=without_batch_norm),
+    'ablations/average-pooling':  partial(step2.train, model=average_pooling),
+    'ablations/dropout':          partial(step2.train, model=with_dropout),
+    'ablations/pooling-last':     partial(step2.train, model=pooling_last),
+    'ablations/no-augmentation':  partial(step3.train, warp={}),
+    'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
+    'ablations/constant-rate':    constant_rate,
 }
 
 

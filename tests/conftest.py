@@ -1,0 +1,42 @@
+"Fixtures: the project's root for subprocesses, and small stand-ins for MNIST's files, so that the tests need neither MNIST nor network."
+import hashlib, os, subprocess, sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import data
+
+project = Path(__file__).resolve().parent.parent
+offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused
+
+
+@pytest.fixture
+def run(tmp_path):
+    "Run a command line in an empty folder, without network and without MNIST unless `env` says otherwise."
+    def run(*args, **env):
+        env = {**os.environ, **offline, 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg', 'MNIST_ROOT': str(tmp_path/'nothing'), **env}
+        args = [str(project/args[0]), *args[1:]] if args[0].endswith('.py') else args
+        return subprocess.run([sys.executable, '-W', 'ignore::FutureWarning', *map(str, args)], cwd=tmp_path, env=env, text=True,
+                              capture_output=True, timeout=300)
+    return run
+
+
+def write_idx(path, values):
+    "Write a uint8 array in the IDX format of MNIST's raw files."
+    values = np.asarray(values, dtype=np.uint8)
+    path.write_bytes(bytes([0, 0, 8, values.ndim]) + np.array(values.shape, '>i4').tobytes() + values.tobytes())
+
+
+@pytest.fixture
+def root(tmp_path, monkeypatch):
+    "A folder in MNIST's layout with 1,200 + 300 of the small digits, whose checksums `data` takes for MNIST's."
+    raw = tmp_path/'root'/'MNIST'/'raw'
+    raw.mkdir(parents=True)
+    for part,(x,y) in zip(('train', 't10k'), data.load_digits()):
+        n = dict(train=1200, t10k=300)[part]
+        write_idx(raw/f'{part}-images-idx3-ubyte', x[:n,0])
+        write_idx(raw/f'{part}-labels-idx1-ubyte', y[:n])
+    monkeypatch.setattr(data, 'raw_md5', {f.name: hashlib.md5(f.read_bytes()).hexdigest() for f in sorted(raw.iterdir())})
+    monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
+    return tmp_path/'root'

@@ -1,0 +1,163 @@
+"The data: what a batch holds, what is never touched, and files that are missing or damaged."
+import os
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCategory, TensorImageBW, load_learner, set_seed
+from fastcore.script import CliError
+
+import data, step1
+from data import RandomWarp, clean_train, load_digits, mnist_dls, not_mnist
+
+
+def batches(dl): return [(x.as_subclass(Tensor), y.as_subclass(Tensor)) for x,y in dl]
+def pixels(dl):
+    "All images of a loader, back to 0..255, and all labels."
+    x,y = (torch.cat(o) for o in zip(*batches(dl)))
+    return (x*data.std + data.mean) * 255, y
+
+
+def test_shapes_types_normalization():
+    dls = mnist_dls('digits', bs=64)
+    x,y = dls.one_batch()
+    assert isinstance(x, TensorImageBW) and isinstance(y, TensorCategory)
+    assert x.shape == (64, 1, 28, 28) and x.dtype == torch.float32 and y.shape == (64,) and y.dtype == torch.int64
+    (train,labels),_ = load_digits()
+    assert train.dtype == torch.uint8 and train.min() == 0 and train.max() == 255
+    x,y = pixels(clean_train(dls))
+    assert torch.allclose(x, train.float(), atol=1e-3) and torch.equal(y, labels)
+
+def test_every_training_image_once_an_epoch_in_a_new_order():
+    dls = mnist_dls('digits', bs=100)
+    first,second = pixels(dls.train),pixels(dls.train)
+    assert len(first[1]) == 1437 and not torch.equal(first[1], second[1])
+    assert Counter(first[1].tolist()) == Counter(second[1].tolist()) == Counter(load_digits()[0][1].tolist())
+
+def test_batches_follow_the_seed():
+    def first(seed):
+        set_seed(seed, reproducible=True)
+        return batches(mnist_dls('digits', augment=RandomWarp(8, 1, .1, .1, .5)).train)
+    a,b,c = first(0),first(0),first(1)
+    assert all(torch.equal(x, u) and torch.equal(y, v) for (x,y),(u,v) in zip(a, b))
+    assert not torch.equal(a[0][0], c[0][0])
+
+def test_test_images_are_never_augmented():
+    plain,warped = mnist_dls('digits'),mnist_dls('digits', augment=RandomWarp(45, 5, .5, .5, 3))
+    for dl in ('valid', 'clean'):
+        u,w = (clean_train(o) if dl == 'clean' else o.valid for o in (plain, warped))
+        assert all(torch.equal(a, b) for a,b in zip(pixels(u), pixels(w)))
+    assert torch.equal(pixels(warped.valid)[0], pixels(warped.valid)[0])
+    assert not torch.allclose(pixels(warped.train)[0].sort(0)[0], pixels(plain.train)[0].sort(0)[0], atol=1)
+
+def test_warp_without_limits_changes_nothing():
+    x = torch.rand(5, 1, 28, 28)
+    assert torch.allclose(RandomWarp()(TensorImageBW(x), split_idx=0), x, atol=1e-5)
+
+@pytest.mark.parametrize('kind, limit', [('degrees', 20), ('shift', 3), ('scale', .3), ('shear', .3), ('elastic', 1)])
+def test_warp_moves_every_image_its_own_way(kind, limit):
+    torch.manual_seed(0)
+    x = torch.zeros(6, 1, 28, 28)
+    x[:, :, 8:20, 12:16] = 1
+    w = RandomWarp(**{kind: limit})(TensorImageBW(x.clone()), split_idx=0)
+    assert not torch.allclose(w, x, atol=.1) and not torch.allclose(w[0], w[1], atol=.1)
+    assert w.min() >= 0 and w.max() <= 1 + 1e-5 and abs(w.sum() / x.sum() - 1) < .4  # still the same amount of ink, about
+    assert torch.equal(RandomWarp(**{kind: limit})(TensorImageBW(x), split_idx=1), x)
+
+def test_shift_is_in_pixels(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, 'uniform_', lambda self, a, b: self.fill_(b))  # every draw at its upper limit
+    x = torch.rand(2, 1, 28, 28)
+    assert torch.allclose(RandomWarp(shift=3)(TensorImageBW(x), split_idx=0)[..., :-3, :-3], x[..., 3:, 3:], atol=1e-4)
+
+def test_rotation_is_in_degrees(monkeypatch):
+    monkeypatch.setattr(torch.Tensor, 'uniform_', lambda self, a, b: self.fill_(b))
+    x = torch.rand(2, 1, 28, 28)
+    turned = RandomWarp(degrees=90)(TensorImageBW(x), split_idx=0)
+    assert any(torch.allclose(turned, torch.rot90(x, k, (2, 3)), atol=1e-3) for k in (1, 3))
+
+def test_holdout_is_disjoint_and_leaves_the_test_images_out(root):
+    whole,held = mnist_dls('mnist', root),mnist_dls('mnist', root, holdout=True)
+    assert (len(whole.train_ds), len(whole.valid_ds), len(held.train_ds), len(held.valid_ds)) == (1200, 300, 1000, 200)
+    assert torch.equal(torch.cat([held.train_ds.x, held.valid_ds.x]), whole.train_ds.x)
+    assert torch.equal(torch.cat([held.train_ds.y, held.valid_ds.y]), whole.train_ds.y)
+    assert 'hold-out' in held.valid_ds.name and 'test' in whole.valid_ds.name and whole.train_ds.name.startswith('MNIST')
+
+def test_root_by_argument_then_environment(root, monkeypatch, tmp_path):
+    monkeypatch.setenv('MNIST_ROOT', str(root))
+    assert len(mnist_dls('mnist').train_ds) == 1200
+    with pytest.raises(CliError): mnist_dls('mnist', tmp_path/'other')
+
+
+raw_files = list(data.raw_md5)
+
+@pytest.mark.parametrize('name', raw_files)
+@pytest.mark.parametrize('asked', ['auto', 'mnist'])
+def test_damaged_files_are_named_and_never_trained_on(root, name, asked):
+    path = root/'MNIST'/'raw'/name
+    good = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(0, len(good), 5):
+        path.write_bytes(good[:at])                                                     # truncated
+        with pytest.raises(CliError, match=f'{name} is corrupt.*Delete it'): mnist_dls(asked, root)
+        path.write_bytes(good[:at] + bytes([good[at] ^ 1<<rng.integers(8)]) + good[at+1:])  # a flipped bit
+        with pytest.raises(CliError, match=f'{name} is corrupt.*Delete it'): mnist_dls(asked, root)
+    path.write_bytes(good)
+    assert len(mnist_dls(asked, root).train_ds) == 1200
+
+@pytest.mark.parametrize('name', raw_files)
+def test_missing_file_without_network(root, name, capsys):
+    (root/'MNIST'/'raw'/name).unlink()
+    with pytest.raises(CliError, match='cannot be downloaded.*--root'): mnist_dls('mnist', root)
+    dls = mnist_dls('auto', root)
+    assert dls.train_ds.name.startswith(not_mnist) and len(dls.train_ds) == 1437
+    assert 'NOT MNIST' in capsys.readouterr().err
+
+def test_a_folder_in_place_of_a_file(root):
+    path = root/'MNIST'/'raw'/raw_files[0]
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(CliError, match=raw_files[0]): mnist_dls('auto', root)
+
+def test_unknown_source():
+    with pytest.raises(CliError, match='cifar'): mnist_dls('cifar')
+
+def test_missing_files_are_downloaded(root, tmp_path, monkeypatch):
+    "A mirror on the loopback address serves the compressed files; the right ones are taken, a page of HTML is not."
+    import functools, gzip, hashlib, http.server, threading
+    mirror = tmp_path/'mirror'
+    mirror.mkdir()
+    for f in sorted((root/'MNIST'/'raw').iterdir()): (mirror/f'{f.name}.gz').write_bytes(gzip.compress(f.read_bytes()))
+    sums = [(f'{f}.gz', hashlib.md5((mirror/f'{f}.gz').read_bytes()).hexdigest()) for f in raw_files]
+    class Quiet(http.server.SimpleHTTPRequestHandler): log_message = lambda *args: None
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=mirror)) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{server.server_port}/'])
+        monkeypatch.setattr(data.MNIST, 'resources', sums)
+        dls = mnist_dls('mnist', tmp_path/'new')
+        assert torch.equal(dls.train_ds.x, mnist_dls('mnist', root).train_ds.x)
+        (mirror/sums[1][0]).write_text('<html>Please log in</html>')
+        with pytest.raises(CliError, match='cannot be downloaded'): mnist_dls('mnist', tmp_path/'another')
+        server.shutdown()
+
+
+def test_fastai_shows_predicts_interprets_and_exports(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    learn = step1.train(epochs=2, data='digits')
+    learn.dls.show_batch(max_n=4)
+    learn.dls.valid.show_batch(max_n=4)
+    learn.show_results(max_n=4)
+    x,y = learn.dls.valid_ds[[0, 1]]
+    label,index,probabilities = learn.predict(x[0, 0].numpy())
+    preds,truth = learn.get_preds()
+    assert label == str(int(index)) == str(int(preds[0].argmax())) and torch.allclose(probabilities, preds[0], atol=1e-5)
+    assert torch.equal(truth, learn.dls.valid_ds.y)
+    interp = ClassificationInterpretation.from_learner(learn)
+    assert interp.confusion_matrix().sum() == 360
+    interp.plot_top_losses(4)
+    worst = int(interp.top_losses(1)[1])
+    assert torch.allclose(interp[[worst]][1][0], preds[worst], atol=1e-5)
+    learn.export('net.pkl')
+    assert (learn.path/'net.pkl').stat().st_size < 300_000  # the net, not the images
+    with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(learn.path/'net.pkl')
+    assert again.predict(x[0, 0].numpy())[0] == label

@@ -1,0 +1,170 @@
+"The steps: learner, training, repeatability, the command line, what is saved, and what is said of it."
+import csv, inspect
+
+import pytest
+import torch
+from fastcore.script import anno_parser
+
+import report, step1, step2, step3
+from conftest import offline
+from models import Model_1, Model_2, table
+
+steps = [step1, step2, step3]
+every_step = pytest.mark.parametrize('step', steps, ids=[s.step for s in steps])
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+
+def test_import_has_no_side_effect(run, tmp_path):
+    done = run('-c', 'import step1, step2, step3')
+    assert (done.returncode, done.stdout, done.stderr) == (0, '', '') and list(tmp_path.iterdir()) == []
+
+@every_step
+def test_docstring(step):
+    heads = [l for l in step.__doc__.splitlines() if l in ('Target', 'Result', 'Analysis')]
+    assert heads == ['Target', 'Result', 'Analysis']
+    parts = step.__doc__.split('\nResult\n')
+    result = parts[1].split('\nAnalysis\n')[0].splitlines()
+    assert [l.split(':')[0].strip() for l in result] == ['recorded', 'this run']  # adjacent, in this order
+    assert f'{step.target:.2%}' in parts[0] and '{this_run}' in result[1]
+    assert step.__doc__.format(this_run='measured').count('measured') >= 1
+
+@every_step
+def test_learner_is_untrained_and_changes_with_the_seed_alone(step):
+    a,b,c = (torch.cat([p.flatten() for p in step.learner(data='digits', seed=s).model.parameters()]) for s in (0, 0, 1))
+    assert torch.equal(a, b) and not torch.equal(a, c)
+
+@every_step
+def test_trains_on_the_small_digits(step):
+    learn = step.train(epochs=6, data='digits')
+    rows = learn.history.rows
+    assert [r['epoch'] for r in rows] == [1, 2, 3, 4, 5, 6] and list(rows[0]) == report.columns
+    assert rows[-1]['test_accuracy'] > .9 and rows[-1]['train_loss'] < rows[0]['train_loss']
+    loss,accuracy = learn.validate()  # the rows say what the net does
+    assert abs(accuracy - rows[-1]['test_accuracy']) < 1e-6 and abs(loss - rows[-1]['test_loss']) < 1e-4
+    assert len(learn.history.rows) == 6 and len(learn.history.rates) == 6*12  # and stay as they are afterwards
+
+def test_models_of_the_steps():
+    assert [type(s.learner(data='digits').model) for s in steps] == [Model_1, Model_2, Model_2]
+
+def test_schedules():
+    rates = [s.train(epochs=3, data='digits').history.rates for s in steps]
+    for r,step in zip(rates[:2], steps): assert set(r) == {step.lr}
+    assert max(rates[2]) == pytest.approx(step3.lr, rel=.05) and rates[2][-1] < step3.lr/100
+    assert 2 <= rates[2].index(max(rates[2])) <= 5  # a tenth of 36 batches
+
+@every_step
+def test_same_seed_same_bits(step):
+    def bits():
+        learn = step.train(epochs=2, data='digits', seed=3)
+        return [p.clone() for p in learn.model.state_dict().values()], [{**r, 'seconds': 0} for r in learn.history.rows]
+    (a,rows),(b,again) = bits(),bits()
+    assert rows == again and all(torch.equal(x, y) for x,y in zip(a, b))
+
+def test_lr_find_and_exploration_leave_the_training_as_it_is():
+    learn = step3.learner(data='digits')
+    before = [p.clone() for p in learn.model.state_dict().values()]
+    learn.lr_find(show_plot=False)
+    learn.get_preds()
+    assert all(torch.equal(x, y) for x,y in zip(before, learn.model.state_dict().values())) and learn.history.rows == ()
+
+def test_threads(monkeypatch):
+    for asked,got in (('', '1'), ('2', '2')):
+        monkeypatch.setenv('OMP_NUM_THREADS', asked)
+        step1.learner(data='digits')
+        assert torch.get_num_threads() == int(got)
+
+
+def rows(*accuracies): return [dict(zip(report.columns, (i+1, .1, .9, .1, a, 1.))) for i,a in enumerate(accuracies)]
+
+@pytest.mark.parametrize('accuracies, epochs, status', [
+    ((.5, .994, .995, .994), 4, 0), ((.999, .999, .999, .9939), 4, 1), ((.999, .9939, .999, .999), 4, 1), ((.9939, .994, .994, .994), 4, 0),
+    ((.994,), 1, 0), ((.9939,), 1, 1), ((.995, .995, .995), 4, 1),  # the last one: an epoch is missing
+    ((.1,)*16, 16, 0)])  # more epochs than the rule allows: not judged
+def test_verdict(accuracies, epochs, status):
+    got,words = report.verdict(rows(*accuracies), epochs, .994)
+    assert got == status and ('MISSED' in words) == bool(status)
+
+def test_digits_are_not_judged():
+    status,words = report.verdict(rows(.1, .1, .1), 3, .994, on_mnist=False)
+    assert status == 0 and 'not judged' in words and 'NOT MNIST' in words
+
+def test_a_failed_write_leaves_the_old_file(tmp_path):
+    path = tmp_path/'history.csv'
+    path.write_text('old')
+    def full(p):
+        p.write_text('half')
+        raise OSError(28, 'No space left on device')
+    with pytest.raises(OSError): report.save(full, path)
+    assert [f.name for f in tmp_path.iterdir()] == ['history.csv'] and path.read_text() == 'old'
+
+
+pictures = ['samples.png', 'curves.png', 'confusion.png', 'mistakes.png']
+
+@every_step
+def test_command_line(run, tmp_path, step):
+    done = run(f'{step.step}.py', '--data', 'digits', '--epochs', '2', '--seed', '1')
+    out,folder = done.stdout,tmp_path/'runs'/step.step/'not-MNIST'
+    assert done.returncode == 0 and done.stderr == '' and '\r' not in out
+    net = dict(step1=Model_1, step2=Model_2, step3=Model_2)[step.step]
+    parts = [table(net()), 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
+    places = [out.index(o) for o in parts]
+    assert places == sorted(places) and 'NOT MNIST' in out
+    assert sorted(f.name for f in folder.iterdir()) == sorted(['history.csv', 'weights.pth', *pictures])
+    for f in folder.iterdir(): assert f'runs/{step.step}/not-MNIST/{f.name}' in out
+    for f in pictures: assert (folder/f).read_bytes()[:4] == b'\x89PNG' and (folder/f).stat().st_size > 10_000
+    saved = list(csv.DictReader((folder/'history.csv').open()))
+    assert [list(r) for r in saved] == [report.columns]*2
+    # the saved weights are the net that was judged, and the same seed gives the same numbers in another process
+    learn = step.train(epochs=2, data='digits', seed=1)
+    assert [float(r['test_loss']) for r in saved] == [r['test_loss'] for r in learn.history.rows]
+    weights = torch.load(folder/'weights.pth', weights_only=True)
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in weights.items())
+    assert [f.name for f in tmp_path.iterdir() if f.name != 'runs'] == []
+
+def test_find(run, tmp_path):
+    done = run('step3.py', '--data', 'digits', '--find')
+    assert done.returncode == 0 and done.stderr == ''
+    found = dict(l.split() for l in done.stdout.splitlines() if l.split()[0] in ('valley', 'slide', 'steep', 'minimum'))
+    assert len(found) == 4 and all(1e-7 < float(v) < 10 for v in found.values())
+    assert [f.name for f in (tmp_path/'runs'/'step3'/'not-MNIST').iterdir()] == ['lr_find.png'] and 'lr_find.png' in done.stdout
+
+def test_exploration_in_a_repl(run):
+    done = run('-i', '-c', "from step3 import learner; learn = learner(data='digits'); print(learn.lr_find()); "
+               "learn.fit_one_cycle(1, 1e-2); learn.show_results(); print(learn.predict(learn.dls.valid_ds.x[0])[0])")
+    assert done.returncode == 0 and 'SuggestedLRs(valley=' in done.stdout and 'Error' not in done.stderr
+
+def test_help(run):
+    out = run('step2.py', '--help').stdout
+    for option in inspect.signature(step2.main).parameters: assert f'--{option}' in out
+
+bad = [('--epochs', '0'), ('--epochs', '-1'), ('--epochs', '1.5'), ('--lr', '0'), ('--lr', 'nan'), ('--lr', 'inf'), ('--lr', '-1'), ('--lr', 'x'),
+       ('--bs', '0'), ('--bs', '1'), ('--seed', '-1'), ('--data', 'cifar'), ('--momentum', '1'), ('--lr',)]
+
+@pytest.mark.parametrize('args', bad, ids=' '.join)
+def test_bad_arguments(capsys, args):
+    with pytest.raises(SystemExit) as e: anno_parser(step1.main).parse_args(list(args))
+    err = capsys.readouterr().err.splitlines()
+    assert e.value.code == 2 and args[0] in err[-1]
+
+def test_bad_argument_in_a_real_process(run, tmp_path):
+    done = run('step1.py', '--epochs', '0')
+    assert done.returncode == 2 and "'0' is not a whole number of 1 or more" in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+def test_without_mnist(run, tmp_path):
+    done = run('step1.py', '--epochs', '1')
+    assert done.returncode == 0 and done.stderr.startswith('*** MNIST is not in') and 'NOT MNIST' in done.stderr and 'Traceback' not in done.stderr
+    assert 'NOT MNIST' in done.stdout
+    done = run('step1.py', '--data', 'mnist')
+    assert done.returncode == 1 and 'cannot be downloaded' in done.stderr and len(done.stderr.splitlines()) == 1
+
+def test_damaged_mnist(run, tmp_path):
+    raw = tmp_path/'MNIST'/'raw'
+    raw.mkdir(parents=True)
+    (raw/'train-images-idx3-ubyte').write_bytes(b'half a fi')
+    done = run('step1.py', '--root', tmp_path)
+    assert done.returncode == 1 and 'train-images-idx3-ubyte is corrupt (9 bytes' in done.stderr and len(done.stderr.splitlines()) == 1
+    assert 'epoch' not in done.stdout.split('budget')[1]
