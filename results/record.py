@@ -102,4 +102,6 @@ def main():
         for _ in progress_bar(done, total=len(todo)): pass
 
 
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    import record  # workers can import this module by name, but cannot unpickle what is defined in a script
+    record.main()
