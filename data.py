@@ -12,7 +12,7 @@ from urllib.error import URLError
 
 from fastai.vision.all import *
 from fastcore.script import CliError
-from torchvision.datasets import MNIST
+from torchvision import datasets
 
 # MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
 raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
@@ -61,8 +61,10 @@ class BatchDL(TfmdDL):
 
 
 def stack_items(items):
-    "`DigitImages` from a list of images (PIL, array or tensor, 28×28, 0 to 255), as `Learner.predict` passes them."
-    return DigitImages(torch.stack([tensor(o).to(torch.uint8).reshape(1, 28, 28) for o in items]))
+    "`DigitImages` from a list of images (PIL, array or tensor; 28×28 whole numbers from 0 to 255), as `Learner.predict` passes them."
+    images = [tensor(o) for o in items]
+    if any(o.is_floating_point() or o.numel() != 28*28 for o in images): raise ValueError('An image is 28×28 whole numbers from 0 to 255.')
+    return DigitImages(torch.stack([o.to(torch.uint8).view(1, 28, 28) for o in images]))
 
 
 class RandomWarp(RandTransform):
@@ -108,6 +110,11 @@ class RandomWarp(RandTransform):
         return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, padding_mode='zeros', align_corners=False))
 
 
+class MNIST(datasets.MNIST):
+    "torchvision's, but for the `processed` folder of its old versions, which nobody can verify."
+    def _check_legacy_exist(self): return False
+
+
 def mnist_files(root):
     "Check the four raw files of a torchvision root: those missing, and a `CliError` that names the first corrupt one."
     missing = []
@@ -146,7 +153,7 @@ def read(data, root):
     if data != 'digits':
         try: return 'MNIST', *load_mnist(root)
         except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
-            why = f'MNIST is not in {root} and cannot be downloaded ({str(e).splitlines()[-1]})'
+            why = f'MNIST is not in {root} and cannot be downloaded ({(str(e).splitlines() or [type(e).__name__])[-1]})'
             if data == 'mnist': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --root.') from None
             print(f'*** {why}.\n*** Training on {not_mnist} instead.', file=sys.stderr)
         except OSError as e: raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder for MNIST that can be read and written by --root.') from None
@@ -176,5 +183,6 @@ def mnist_dls(
     train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {"hold-out" if holdout else "test"}')
     tfms = [IntToFloatTensor(), *L(augment), Normalize.from_stats([mean], [std], cuda=False)]
-    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
-    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)
+    lonely = len(train_ds) % bs == 1  # batch norm cannot train on a batch of one image: that one sits the epoch out
+    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, drop_last=lonely, after_batch=tfms, device=device)
+    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False, drop_last=False), device=device)

@@ -20,11 +20,12 @@ def repeatable(seed):
     Same seed, machine and thread count: same numbers to the last bit.
     """
     set_seed(seed, reproducible=True)
-    torch.set_num_threads(int(os.environ.get('OMP_NUM_THREADS') or 1))
+    threads = os.environ.get('OMP_NUM_THREADS', '')
+    torch.set_num_threads(max(int(threads), 1) if threads.isdigit() else 1)
 
 
 class History(Callback):
-    "Keeps a row per epoch (`columns`; epochs from 1, accuracies as fractions) and the learning rate of every batch."
+    "Keeps a row per epoch (`columns`; epochs from 1, accuracies as fractions, all to six places) and the learning rate of every batch."
     order = ProgressCallback.order - 1  # after `Recorder`, before the bars
     rows = rates = ()
 
@@ -46,7 +47,7 @@ class History(Callback):
     def after_epoch(self):
         if self.new: return
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        row = [self.epoch+1, *(float(values[o]) for o in ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')),
+        row = [self.epoch+1, *(round(float(values[o]), 6) for o in ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')),
                round(time.perf_counter() - self.started, 2)]
         self.rows.append(dict(zip(columns, row)))
         if not hasattr(self.learn, 'progress'):
@@ -73,7 +74,7 @@ def verdict(rows, epochs, target, on_mnist=True):
     if not on_mnist:         return 0, f'not judged: {not_mnist}'
     if epochs > max_epochs:  return 0, f'not judged: {epochs} epochs, the rule is at most {max_epochs}'
     if len(rows) < epochs:   return 1, f'TARGET MISSED: training broke off after {len(rows)} of {epochs} epochs (the loss was no number)'
-    met = all(round(a, 6) >= target for a in last)
+    met = all(a >= target for a in last)
     return (0 if met else 1), f"{'target met' if met else 'TARGET MISSED'}: {target:.2%} or more in each of the last {len(last)} epochs"
 
 
@@ -138,7 +139,9 @@ def finish(learn, step, doc, target, epochs):
     rows,device = learn.history.rows,learn.dls.device
     on_mnist = not_mnist not in learn.dls.train_ds.name
     status,words = verdict(rows, epochs, target, on_mnist)
-    save_run(learn, runs/step/('' if on_mnist else 'not-MNIST'), target)
+    unsaved = None
+    try: save_run(learn, runs/step/('' if on_mnist else 'not-MNIST'), target)
+    except OSError as e: unsaved = f'{e.filename or runs/step}: {e.strerror}. Of this run only what is listed above was saved; make room or run elsewhere.'
     with learn.no_bar(): clean = learn.validate(dl=clean_train(learn.dls))[1]
     test,seconds = rows[-1]['test_accuracy'],sum(r['seconds'] for r in rows)
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
@@ -153,6 +156,7 @@ This run
     gap          {100*(clean - test):+.2f} points: {clean:.2%} on the training images without augmentation, {test:.2%} on the test images
     time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
     verdict      {words}""")
+    if unsaved: raise CliError(unsaved)
     return status
 
 

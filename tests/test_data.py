@@ -43,6 +43,10 @@ def test_batches_follow_the_seed():
     assert all(torch.equal(x, u) and torch.equal(y, v) for (x,y),(u,v) in zip(a, b))
     assert not torch.equal(a[0][0], c[0][0])
 
+def test_no_training_batch_of_one_image():
+    assert [len(y) for _,y in mnist_dls('digits', bs=4).train][-1] == 4 and len(mnist_dls('digits', bs=4).train) == 1437//4
+    assert sum(len(y) for _,y in mnist_dls('digits', bs=5).train) == 1437
+
 def test_test_images_are_never_augmented():
     plain,warped = mnist_dls('digits'),mnist_dls('digits', augment=RandomWarp(45, 5, .5, .5, 3))
     for dl in ('valid', 'clean'):
@@ -119,6 +123,12 @@ def test_a_folder_in_place_of_a_file(root):
     path.mkdir()
     with pytest.raises(CliError, match=raw_files[0]): mnist_dls('auto', root)
 
+def test_unverified_files_of_old_torchvisions_are_not_used(root):
+    old = root/'MNIST'/'processed'
+    old.mkdir()
+    for f in ('training.pt', 'test.pt'): torch.save((torch.zeros(9, 28, 28), torch.zeros(9)), old/f)
+    assert len(mnist_dls('mnist', root).train_ds) == 1200
+
 def test_unknown_source():
     with pytest.raises(CliError, match='cifar'): mnist_dls('cifar')
 
@@ -149,6 +159,7 @@ def test_fastai_shows_predicts_interprets_and_exports(tmp_path, monkeypatch):
     learn.show_results(max_n=4)
     x,y = learn.dls.valid_ds[[0, 1]]
     label,index,probabilities = learn.predict(x[0, 0].numpy())
+    with pytest.raises(ValueError, match='28×28'): learn.predict(torch.rand(28, 28))
     preds,truth = learn.get_preds()
     assert label == str(int(index)) == str(int(preds[0].argmax())) and torch.allclose(probabilities, preds[0], atol=1e-5)
     assert torch.equal(truth, learn.dls.valid_ds.y)
@@ -161,3 +172,12 @@ def test_fastai_shows_predicts_interprets_and_exports(tmp_path, monkeypatch):
     assert (learn.path/'net.pkl').stat().st_size < 300_000  # the net, not the images
     with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(learn.path/'net.pkl')
     assert again.predict(x[0, 0].numpy())[0] == label
+
+
+@pytest.mark.mnist
+def test_real_mnist():
+    whole,held = mnist_dls('mnist'),mnist_dls('mnist', holdout=True)
+    assert (len(whole.train_ds), len(whole.valid_ds), len(held.train_ds), len(held.valid_ds)) == (60_000, 10_000, 50_000, 10_000)
+    x = whole.train_ds.x.float()/255
+    assert abs(x.mean() - data.mean) < 1e-4 and abs(x.std() - data.std) < 1e-4
+    assert torch.equal(torch.cat([held.train_ds.x, held.valid_ds.x]), whole.train_ds.x)

@@ -1,0 +1,78 @@
+"Every figure that a docstring or the README gives is recomputed from `results/`; a recorded run is trained again where MNIST is."
+import csv, json, os, platform, re
+
+import pytest
+import torch
+import torchvision
+import fastai
+from fastai.vision.all import Callback, CancelFitException
+
+import evidence, report, step1, step2, step3
+from conftest import project
+from models import Model_1, Model_2, count
+
+steps = [step1, step2, step3]
+every_step = pytest.mark.parametrize('step', steps, ids=[s.step for s in steps])
+readme = (project/'README.md').read_text()
+
+
+@every_step
+def test_recorded_line(step): assert f'recorded: {evidence.recorded(step.step)}' in ' '.join(step.__doc__.split())
+
+texts = {**{s.step: s.__doc__ for s in steps}, 'README': readme}
+
+@pytest.mark.parametrize('name', texts)
+def test_cited_figures(name): assert evidence.wrong_citations(texts[name]) == []
+
+@every_step
+def test_analysis_has_no_figure_without_a_source(step):
+    text = step.__doc__.split('\nAnalysis\n')[1]
+    assert evidence.cited_difference.search(text)
+    for cited in (evidence.cited_difference, evidence.cited_level): text = cited.sub('', text)
+    assert not re.search(r'\d+\.\d+ ?%|\d+\.\d+ points|±', text), text
+
+@pytest.mark.parametrize('table', [evidence.steps_table(), evidence.seeds_table('step3'), evidence.ablations_table()], ids=['steps', 'seeds', 'ablations'])
+def test_tables_of_the_readme(table): assert table in readme
+
+def test_wrong_figures_are_found():
+    right = f'{evidence.level("step3"):.2f}% [mean of step3]'
+    assert evidence.wrong_citations(right) == []
+    assert evidence.wrong_citations('12.34% [mean of step3]') and evidence.wrong_citations('+9.99 ± 0.01 points [step3 against step2]')
+
+@every_step
+def test_recorded_runs_are_whole_and_of_these_nets(step):
+    for name in [step.step, *(n for n,(base,_) in evidence.ablations.items() if base == step.step)]:
+        runs = evidence.runs(name)
+        assert list(runs) == list(range(len(runs))) and len(runs) >= (5 if name == step.step else 3)  # seeds 0, 1, 2, …: none left out
+        for seed,rows in runs.items():
+            assert list(rows[0]) == report.columns and [r['epoch'] for r in rows] == list(range(1, 16))
+            assert all(0 <= r[f'{part}_accuracy'] <= 1 for r in rows for part in ('train', 'test'))
+            assert evidence.about(name, seed)['parameters'] < 8_000
+    assert evidence.about(step.step)['parameters'] == count({step1: Model_1, step2: Model_2, step3: Model_2}[step]())
+
+def test_step3_reaches_the_goal():
+    for rows in evidence.runs('step3').values(): assert min(evidence.last(rows, n=3)) >= 99.40
+    assert evidence.level('step3') >= 99.45
+
+def test_only_mnist_is_evidence():
+    "Runs on other data are called runs/…/not-MNIST; nothing of the kind is in results/."
+    assert not [f for f in (project/'results').rglob('*') if 'not-MNIST' in f.name]
+
+
+class FirstEpoch(Callback):
+    "Ends a fit after its first epoch, the schedule being that of the whole."
+    order = 1000
+    def before_epoch(self):
+        if self.epoch == 1: raise CancelFitException
+
+@pytest.mark.mnist
+@pytest.mark.parametrize('step', [step1, step3], ids=['step1', 'step3'])
+def test_a_recorded_seed_trains_again_to_the_same_numbers(step, monkeypatch):
+    learner = step.learner
+    monkeypatch.setattr(step, 'learner', lambda **kwargs: learner(**kwargs).add_cb(FirstEpoch()))
+    now,then,about = step.train(seed=0, data='mnist').history.rows[0],evidence.runs(step.step)[0][0],evidence.about(step.step)
+    here = dict(threads=torch.get_num_threads(), device=str(step.learner(data='digits').dls.device), cpu=torch.backends.cpu.get_cpu_capability(),
+                torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
+    same = all(about[k] == v for k,v in here.items())
+    for column in report.columns[1:-1]:  # to the last bit where the recording was made so, else within two points
+        assert now[column] == pytest.approx(then[column], abs=0 if same else .02), column
