@@ -35,8 +35,14 @@ class History(Callback):
             self.learn.remove_cb(self.learn.progress)
             self.learn.logger = noop
 
-    def before_fit(self): self.run,self.new = not hasattr(self.learn, 'lr_finder'),True
-    def before_epoch(self): self.started = time.perf_counter()
+    def before_fit(self):
+        self.run,self.new = not hasattr(self.learn, 'lr_finder'),True
+        self.recorder.metric_names = self.recorder.metric_names.map(lambda o: o.replace('valid_', 'test_'))
+
+    def before_epoch(self):
+        self.started = time.perf_counter()
+        self.recorder.log[0] = self.epoch+1  # fastai's table counts from 0
+
     def before_train(self):  # not `before_fit`, which `validate` and `get_preds` call, too
         if not self.new: return
         self.new,self.rows,self.rates = False,[],self.recorder.lrs
@@ -47,7 +53,7 @@ class History(Callback):
     def after_epoch(self):
         if self.new: return
         values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        row = [self.epoch+1, *(round(float(values[o]), 6) for o in ('train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy')),
+        row = [self.epoch+1, *(round(float(values[o]), 6) for o in columns[1:5]),
                round(time.perf_counter() - self.started, 2)]
         self.rows.append(dict(zip(columns, row)))
         if not hasattr(self.learn, 'progress'):
@@ -143,7 +149,7 @@ def finish(learn, step, doc, target, epochs):
     try: save_run(learn, runs/step/('' if on_mnist else 'not-MNIST'), target)
     except OSError as e: unsaved = f'{e.filename or runs/step}: {e.strerror}. Of this run only what is listed above was saved; make room or run elsewhere.'
     with learn.no_bar(): clean = learn.validate(dl=clean_train(learn.dls))[1]
-    test,seconds = rows[-1]['test_accuracy'],sum(r['seconds'] for r in rows)
+    last,seconds = [r['test_accuracy'] for r in rows[-5:]],sum(r['seconds'] for r in rows)
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
     print(f"""
 {doc.strip().format(this_run=measured(rows) + ('' if on_mnist else f', on {not_mnist}'))}
@@ -152,8 +158,8 @@ This run
     data         {learn.dls.train_ds.name}, judged on {learn.dls.valid_ds.name}
     parameters   {count(learn.model):,} of a budget of fewer than {budget:,}
     epochs       {len(rows)} of at most {max_epochs}
-    last epochs  {' '.join(f"{r['test_accuracy']:.2%}" for r in rows[-5:])}
-    gap          {100*(clean - test):+.2f} points: {clean:.2%} on the training images without augmentation, {test:.2%} on the test images
+    last epochs  {' '.join(f"{a:.2%}" for a in last)}: mean {sum(last)/len(last):.2%}, lowest {min(last):.2%} (target {target:.2%})
+    gap          {100*(clean - last[-1]):+.2f} points: {clean:.2%} on the training images without augmentation, {last[-1]:.2%} on the test images
     time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
     verdict      {words}""")
     if unsaved: raise CliError(unsaved)

@@ -1,5 +1,5 @@
 "Every figure that a docstring or the README gives is recomputed from `results/`; a recorded run is trained again where MNIST is."
-import csv, json, os, platform, re
+import csv, re, statistics
 
 import pytest
 import torch
@@ -49,6 +49,12 @@ def test_recorded_runs_are_whole_and_of_these_nets(step):
             assert all(0 <= r[f'{part}_accuracy'] <= 1 for r in rows for part in ('train', 'test'))
             assert evidence.about(name, seed)['parameters'] < 8_000
     assert evidence.about(step.step)['parameters'] == count({step1: Model_1, step2: Model_2, step3: Model_2}[step]())
+
+def test_learning_rates_are_read_off_lr_find():
+    rows = list(csv.DictReader((project/'results'/'lr_find.csv').open()))
+    middle = lambda step,kind: statistics.median(float(r[kind]) for r in rows if r['step'] == step.step)
+    assert step1.lr == round(middle(step1, 'valley'), 3) and middle(step2, 'valley') < step2.lr < middle(step2, 'slide')
+    assert step3.lr**2 > middle(step3, 'valley')*middle(step3, 'slide') and step3.lr < middle(step3, 'slide')
 
 def test_step3_reaches_the_goal():
     for rows in evidence.runs('step3').values(): assert min(evidence.last(rows, n=3)) >= 99.40
