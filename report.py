@@ -1,5 +1,7 @@
 "What the steps share: repeatability, a row per epoch, the summary with its verdict, the files in `runs/`, checks of the command line."
-import argparse, csv
+import argparse, atexit, contextlib, csv, io, signal, weakref
+try: import fcntl
+except ImportError: fcntl = None  # Windows: two runs at the same time are not kept apart there
 
 from fastai.vision.all import *
 from fastcore.script import CliError
@@ -24,6 +26,29 @@ def repeatable(seed):
     torch.set_num_threads(max(int(threads), 1) if threads.isdigit() else 1)
 
 
+def folder(step, dls):
+    "Where a run of `step` on `dls` saves: what is not MNIST is kept apart and called so."
+    return runs/step/('not-MNIST' if not_mnist in dls.train_ds.name else '')
+
+
+def tidy(path):
+    "Remove `path` and its parents as far as they are empty folders: a run that saved nothing leaves nothing."
+    with contextlib.suppress(OSError):
+        for o in (path, *path.parents):
+            if o == runs or runs in o.parents: o.rmdir()
+
+
+def lock(path):
+    "Hold `path`, a folder, against a second run until what this returns is closed; raises `BlockingIOError` if one holds it."
+    if not fcntl: return os.open(os.devnull, os.O_RDONLY)
+    held = os.open(path, os.O_RDONLY)
+    try: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(held)
+        raise
+    return held
+
+
 class History(Callback):
     "Keeps a row per epoch (`columns`; epochs from 1, accuracies as fractions, all to six places) and the learning rate of every batch."
     order = ProgressCallback.order - 1  # after `Recorder`, before the bars
@@ -44,20 +69,109 @@ class History(Callback):
         self.recorder.log[0] = self.epoch+1  # fastai's table counts from 0
 
     def before_train(self):  # not `before_fit`, which `validate` and `get_preds` call, too
-        if not self.new: return
-        self.new,self.rows,self.rates = False,[],self.recorder.lrs
+        if self.new: self.start([], self.recorder.lrs)
+
+    def resume(self, rows, rates):
+        "Go on after `rows`, as if this fit had trained them."
+        self.recorder.lrs[:] = rates
+        self.start(rows, self.recorder.lrs)
+
+    def start(self, rows, rates):
+        self.new,self.rows,self.rates = False,rows,rates
         train,test = self.dls.train_ds,self.dls.valid_ds
         print(f'{type(self.model).__name__} on {train.name} ({len(train):,} images), judged on {test.name} ({len(test):,})')
         if not hasattr(self.learn, 'progress'): print(' '.join(f'{c:>14}' for c in columns), flush=True)
 
     def after_epoch(self):
         if self.new: return
-        values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
-        row = [self.epoch+1, *(round(float(values[o]), 6) for o in columns[1:5]),
-               round(time.perf_counter() - self.started, 2)]
-        self.rows.append(dict(zip(columns, row)))
+        if self.epoch >= len(self.rows):  # else it was there before: the run was resumed
+            values = dict(zip(self.recorder.metric_names[1:], self.recorder.values[-1]))
+            row = [self.epoch+1, *(round(float(values[o]), 6) for o in columns[1:5]), round(time.perf_counter() - self.started, 2)]
+            self.rows.append(dict(zip(columns, row)))
+        row = list(self.rows[self.epoch].values())
         if not hasattr(self.learn, 'progress'):
             print(f'{row[0]:>14} ' + ' '.join(f'{o:>14.4f}' for o in row[1:5]) + f' {row[5]:>14.1f}', flush=True)
+
+
+class Guard(Callback):
+    """Loses nothing: a checkpoint after each epoch, an orderly end on Ctrl-C and SIGTERM, an end at once when the loss is no number.
+
+    `given` are the command line's values that make the run what it is. Resumed, a run is the one that was never interrupted, to
+    the last bit: net, optimizer, place in the schedule, rows, and the random states of torch, Python and the loaders come back.
+    """
+    order = ProgressCallback.order + 1
+    stopped = None  # the signal that ended the training
+
+    def __init__(self, step, resume, **given):
+        self.step,self.resume,self.given = step,resume,given
+        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, self.stop)
+
+    def stop(self, signum, frame):
+        self.stopped = signum
+        self.hands_off()  # a second Ctrl-C ends the process at once
+
+    def hands_off(self):
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def before_fit(self):
+        self.folder = folder(self.step, self.dls)
+        self.checkpoint = self.folder/'checkpoint.pth'
+        self.recipe = dict(**self.given, net=type(self.model).__name__, data=self.dls.train_ds.name, device=str(self.dls.device),
+                           threads=torch.get_num_threads(), torch=str(torch.__version__))
+        if self.given['bs'] > len(self.dls.train_ds):
+            print(f"--bs: a batch of {self.given['bs']} is more than the {len(self.dls.train_ds):,} training images", file=sys.stderr)
+            sys.exit(2)
+        if self.n_epoch > max_epochs: print(f'*** {self.n_epoch} epochs: the rule is at most {max_epochs}, so the target will not be judged.', file=sys.stderr)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            atexit.register(tidy, self.folder)
+            weakref.finalize(self, os.close, lock(self.folder))
+        except BlockingIOError: sys.exit(f'Another run is at work in {self.folder}. Wait for it, or start this one in another working directory.')
+        except OSError as e: sys.exit(f'{self.folder}: {e.strerror}. Nothing was trained, since nothing could be saved.')
+        if self.resume: self.load()
+        elif self.checkpoint.exists(): print(f'*** Starting anew, not with the interrupted run that --resume would go on with ({self.checkpoint}).', file=sys.stderr)
+
+    def before_epoch(self):
+        if self.epoch < len(self.history.rows) and not self.history.new:
+            self.recorder.log = L(list(self.history.rows[self.epoch].values())[:5])
+            raise CancelEpochException
+
+    def after_loss(self):
+        if self.loss.isfinite(): return
+        kept = f' The last whole epoch is kept in {self.checkpoint}.' if self.checkpoint.exists() else ''
+        sys.exit(f'Stopped in epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}: the loss is {self.loss.item()}. '
+                 f'A lower --lr may help.{kept}')
+
+    def after_batch(self):
+        if self.stopped: raise CancelFitException
+
+    def after_epoch(self):
+        if self.history.new or self.epoch+1 < len(self.history.rows): return
+        smooth = self.recorder.smooth_loss
+        state = dict(recipe=self.recipe, rows=self.history.rows, rates=[float(r) for r in self.history.rates],
+                     model=self.model.state_dict(), opt=[dict(s) for s in self.opt.state_dict()['state']], smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
+                     torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), python=random.getstate(),
+                     loaders=[dl.rng.getstate() for dl in self.dls])
+        try: write_aside(lambda p: write_tensors(state, p), self.checkpoint)
+        except OSError as e: print(f'*** {self.checkpoint}: {e.strerror}. Training goes on, but --resume could not.', file=sys.stderr)
+
+    def load(self):
+        try: state = torch.load(self.checkpoint, weights_only=True)  # never runs code that a file brings along
+        except FileNotFoundError: sys.exit(f'There is no {self.checkpoint} to resume: run without --resume.')
+        except Exception: sys.exit(f'{self.checkpoint} is no whole checkpoint of these steps. Delete it and run without --resume.')
+        other = [f'{k} {state["recipe"].get(k)} there, {v} here' for k,v in self.recipe.items() if state['recipe'].get(k) != v]
+        if other: sys.exit(f'{self.checkpoint} is of another run: {"; ".join(other)}.')
+        self.model.load_state_dict(state['model'])
+        self.opt.load_state_dict(dict(state=state['opt'], hypers=self.opt.state_dict()['hypers']))
+        self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = state['smooth']
+        self.history.resume(state['rows'], state['rates'])
+        torch.set_rng_state(state['torch'])
+        torch.cuda.set_rng_state_all(state['cuda'])
+        random.setstate(state['python'])
+        for dl,rng in zip(self.dls, state['loaders']): dl.rng.setstate(rng)
+
+    def after_fit(self): self.hands_off()
 
 
 def write_csv(rows, path):
@@ -74,23 +188,39 @@ def measured(rows):
     return f"last {len(last)} of {len(rows)} epochs: mean {sum(last)/len(last):.2f}%, lowest {min(last):.2f}%"
 
 
-def verdict(rows, epochs, target, on_mnist=True):
-    "(exit status, verdict in words): 0 when each of the last `judged` epochs reached `target` or is not judged, else 1."
+def verdict(rows, epochs, target, on_mnist=True, stopped=None):
+    """(exit status, verdict in words): 0 when each of the last `judged` epochs reached `target` or is not judged, else 1.
+
+    After the signal `stopped`, the shell's status for it.
+    """
     last = [r['test_accuracy'] for r in rows[-judged:]]
+    if stopped:              return 128 + stopped, f"stopped after epoch {len(rows)}, target not judged{'; --resume goes on from there' if rows else ''}"
     if not on_mnist:         return 0, f'not judged: {not_mnist}'
     if epochs > max_epochs:  return 0, f'not judged: {epochs} epochs, the rule is at most {max_epochs}'
-    if len(rows) < epochs:   return 1, f'TARGET MISSED: training broke off after {len(rows)} of {epochs} epochs (the loss was no number)'
+    if len(rows) < epochs:   return 1, f'TARGET MISSED: training ended after {len(rows)} of {epochs} epochs'
     met = all(a >= target for a in last)
     return (0 if met else 1), f"{'target met' if met else 'TARGET MISSED'}: {target:.2%} or more in each of the last {len(last)} epochs"
 
 
-def save(make, path):
+def write_aside(make, path):
     "Let `make(path)` write `path`, aside first, so that a full disk or a crash leaves the old file whole."
     aside = path.with_name('.' + path.name)
     try:
         make(aside)
         os.replace(aside, path)
     finally: aside.unlink(missing_ok=True)
+
+
+def write_tensors(state, path):
+    "`torch.save` by way of memory: a full disk is then an `OSError` like any other."
+    memory = io.BytesIO()
+    torch.save(state, memory)
+    path.write_bytes(memory.getvalue())
+
+
+def save(make, path):
+    "`write_aside`, and list it."
+    write_aside(make, path)
     print(f'  {path}')
 
 
@@ -129,7 +259,7 @@ def save_run(learn, folder, target):
     folder.mkdir(parents=True, exist_ok=True)
     print('saved')
     save(lambda p: write_csv(rows, p), folder/'history.csv')
-    save(lambda p: torch.save(learn.model.state_dict(), p), folder/'weights.pth')
+    save(lambda p: write_tensors(learn.model.state_dict(), p), folder/'weights.pth')
     figure(lambda: learn.dls.train.show_batch(max_n=36, figsize=(9, 9.5)), f'What {net} is trained on: {learn.dls.train_ds.name}', folder/'samples.png')
     figure(lambda: curves(rows, rates, target), f'{net} on {name}', folder/'curves.png')
     _,truth,guess,losses = learn.get_preds(with_decoded=True, with_loss=True)
@@ -140,14 +270,14 @@ def save_run(learn, folder, target):
                      f'({len(ranks)} in all) on {name}\nprediction/truth / loss / probability of the prediction', folder/'mistakes.png')
 
 
-def finish(learn, step, doc, target, epochs):
-    "Save the run of `step`, print its Target / Result / Analysis with what was measured, and return the exit status."
-    rows,device = learn.history.rows,learn.dls.device
-    on_mnist = not_mnist not in learn.dls.train_ds.name
-    status,words = verdict(rows, epochs, target, on_mnist)
+def finish(learn, guard, doc, target, epochs):
+    "Save the run, print the step's Target / Result / Analysis with what was measured, and return the exit status."
+    rows,device,on_mnist = learn.history.rows,learn.dls.device,not_mnist not in learn.dls.train_ds.name
+    status,words = verdict(rows, epochs, target, on_mnist, guard.stopped)
+    if guard.stopped: return print(f'\n{words}') or status
     unsaved = None
-    try: save_run(learn, runs/step/('' if on_mnist else 'not-MNIST'), target)
-    except OSError as e: unsaved = f'{e.filename or runs/step}: {e.strerror}. Of this run only what is listed above was saved; make room or run elsewhere.'
+    try: save_run(learn, guard.folder, target)
+    except OSError as e: unsaved = f'{e.filename or guard.step}: {e.strerror}. Of this run only what is listed above was saved; make room or run elsewhere.'
     with learn.no_bar(): clean = learn.validate(dl=clean_train(learn.dls))[1]
     last,seconds = [r['test_accuracy'] for r in rows[-5:]],sum(r['seconds'] for r in rows)
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
@@ -163,18 +293,21 @@ This run
     time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
     verdict      {words}""")
     if unsaved: raise CliError(unsaved)
+    guard.checkpoint.unlink(missing_ok=True)  # the run is whole: nothing is left to resume
     return status
 
 
 def find(learn, step):
     "Run fastai's `lr_find`, print its four suggestions, save its picture, and return exit status 0."
-    on_mnist = not_mnist not in learn.dls.train_ds.name
-    folder = runs/step/('' if on_mnist else 'not-MNIST')
+    where = folder(step, learn.dls)
     plt.switch_backend('agg')
-    folder.mkdir(parents=True, exist_ok=True)
-    found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum))
+    where.mkdir(parents=True, exist_ok=True)
+    try: found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum))
+    except Exception as e:
+        if all(math.isfinite(o) for o in learn.recorder.losses[:20]): raise
+        raise CliError('lr_find diverged from its first steps on: no rate can be suggested for this net and these images.') from e
     for name,rate in found._asdict().items(): print(f'{name:<8} {rate:.2e}')
-    figure(lambda: None, f'{type(learn.model).__name__} on {learn.dls.train_ds.name}', folder/'lr_find.png')
+    figure(lambda: None, f'{type(learn.model).__name__} on {learn.dls.train_ds.name}', where/'lr_find.png')
     return 0
 
 

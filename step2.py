@@ -31,10 +31,10 @@ def learner(model=Model_2, seed=0, bs=bs, data='auto', root=None, holdout=False)
     return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=report.History(), model_dir=report.runs/step)
 
 
-def train(epochs=epochs, lr=lr, **kwargs):
+def train(epochs=epochs, lr=lr, cbs=None, **kwargs):
     "The `Learner` of `learner(**kwargs)`, trained; the row of each epoch is in its `history.rows`."
     learn = learner(**kwargs)
-    learn.fit(epochs, lr)  # Adam, fastai's default, at a constant rate
+    learn.fit(epochs, lr, cbs=cbs)  # Adam, fastai's default, at a constant rate
     return learn
 
 
@@ -45,13 +45,15 @@ def main(
     bs:report.several=bs,         # Images per training batch
     root:str=None,                # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
     data:report.source='auto',    # mnist: insist on it; digits: scikit-learn's small ones; auto: those where MNIST cannot be had
+    resume:bool=False,            # Go on with a run that was interrupted, from its last whole epoch
     find:bool=False,              # Run lr_find, print its suggestions, save its picture, and stop
 ):
     "Train this step and print its Target / Result / Analysis. Exit status: 0 target met or not judged, 1 missed."
     chosen = dict(seed=seed, bs=bs, data=data, root=root)
     if find: return report.find(learner(**chosen), step)
     print(table(Model_2()))
-    return report.finish(train(epochs, lr, **chosen), step, __doc__, target, epochs)
+    guard = report.Guard(step, resume, epochs=epochs, lr=lr, seed=seed, bs=bs)
+    return report.finish(train(epochs, lr, guard, **chosen), guard, __doc__, target, epochs)
 
 
 if __name__ == '__main__': sys.exit(call_parse(main))

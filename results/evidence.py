@@ -14,7 +14,7 @@ steps = ['step1', 'step2', 'step3']
 
 def runs(name):
     "{seed: rows} of experiment `name`; accuracies and losses as floats."
-    return {int(f.stem[4:]): [{k: float(v) for k,v in row.items()} for row in csv.DictReader(f.open())]
+    return {int(f.stem[4:]): [{k: float(v) for k,v in row.items()} for row in csv.DictReader(f.read_text().splitlines())]
             for f in sorted((here/name).glob('seed*.csv'))}
 
 

@@ -42,8 +42,9 @@ def root(tmp_path, monkeypatch):
     return tmp_path/'root'
 
 
-def pytest_collection_modifyitems(items):
-    "Tests that need the real MNIST skip themselves where MNIST_ROOT does not lead to it."
+def pytest_collection_modifyitems(config, items):
+    "Tests that need the real MNIST skip themselves where MNIST_ROOT does not lead to it, the nightly ones where nobody asked for them."
     there = (Path(os.environ.get('MNIST_ROOT') or 'nowhere')/'MNIST'/'raw').is_dir()
     for item in items:
         if item.get_closest_marker('mnist') and not there: item.add_marker(pytest.mark.skip(reason='MNIST_ROOT leads to no MNIST'))
+    if 'nightly' not in config.getoption('markexpr'): items[:] = [o for o in items if not o.get_closest_marker('nightly')]

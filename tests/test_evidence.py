@@ -51,7 +51,7 @@ def test_recorded_runs_are_whole_and_of_these_nets(step):
     assert evidence.about(step.step)['parameters'] == count({step1: Model_1, step2: Model_2, step3: Model_2}[step]())
 
 def test_learning_rates_are_read_off_lr_find():
-    rows = list(csv.DictReader((project/'results'/'lr_find.csv').open()))
+    rows = list(csv.DictReader((project/'results'/'lr_find.csv').read_text().splitlines()))
     middle = lambda step,kind: statistics.median(float(r[kind]) for r in rows if r['step'] == step.step)
     assert step1.lr == round(middle(step1, 'valley'), 3) and middle(step2, 'valley') < step2.lr < middle(step2, 'slide')
     assert step3.lr**2 > middle(step3, 'valley')*middle(step3, 'slide') and step3.lr < middle(step3, 'slide')

@@ -103,31 +103,37 @@ def test_a_failed_write_leaves_the_old_file(tmp_path):
 
 pictures = ['samples.png', 'curves.png', 'confusion.png', 'mistakes.png']
 
-@every_step
-def test_command_line(run, tmp_path, step):
-    done = run(f'{step.step}.py', '--data', 'digits', '--epochs', '2', '--seed', '1')
-    out,folder = done.stdout,tmp_path/'runs'/step.step/'not-MNIST'
-    assert done.returncode == 0 and done.stderr == '' and '\r' not in out
-    net = dict(step1=Model_1, step2=Model_2, step3=Model_2)[step.step]
+def check_run(step, out, folder):
+    "What a run of two epochs with seed 1 on the small digits prints and saves."
+    net = {step1: Model_1, step2: Model_2, step3: Model_2}[step]
     parts = [table(net()), 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
     places = [out.index(o) for o in parts]
-    assert places == sorted(places) and 'NOT MNIST' in out
+    assert places == sorted(places) and 'NOT MNIST' in out and '\r' not in out
     assert sorted(f.name for f in folder.iterdir()) == sorted(['history.csv', 'weights.pth', *pictures])
     for f in folder.iterdir(): assert f'runs/{step.step}/not-MNIST/{f.name}' in out
     for f in pictures: assert (folder/f).read_bytes()[:4] == b'\x89PNG' and (folder/f).stat().st_size > 10_000
-    saved = list(csv.DictReader((folder/'history.csv').open()))
+    saved = list(csv.DictReader((folder/'history.csv').read_text().splitlines()))
     assert [list(r) for r in saved] == [report.columns]*2
-    # the saved weights are the net that was judged, and the same seed gives the same numbers in another process
-    learn = step.train(epochs=2, data='digits', seed=1)
-    assert [float(r['test_loss']) for r in saved] == [r['test_loss'] for r in learn.history.rows]
-    weights = torch.load(folder/'weights.pth', weights_only=True)
-    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in weights.items())
-    assert [f.name for f in tmp_path.iterdir() if f.name != 'runs'] == []
+    return saved, torch.load(folder/'weights.pth', weights_only=True)
 
-def test_what_cannot_be_saved_is_said(run, tmp_path):
+def test_command_line(run, tmp_path):
+    done = run('step3.py', '--data', 'digits', '--epochs', '2', '--seed', '1')
+    assert done.returncode == 0 and done.stderr == '' and [f.name for f in tmp_path.iterdir()] == ['runs']
+    saved,weights = check_run(step3, done.stdout, tmp_path/'runs'/'step3'/'not-MNIST')
+    # the saved weights are the net that was judged, and the same seed gives the same numbers in another process
+    learn = step3.train(epochs=2, data='digits', seed=1)
+    assert [float(r['test_loss']) for r in saved] == [r['test_loss'] for r in learn.history.rows]
+    assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in weights.items())
+
+@pytest.mark.parametrize('step', [step1, step2], ids=['step1', 'step2'])
+def test_command(step, tmp_path, capsys):
+    assert step.main(epochs=2, data='digits', seed=1) == 0
+    check_run(step, capsys.readouterr().out, tmp_path/'runs'/step.step/'not-MNIST')
+
+def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
     (tmp_path/'runs').write_text('a file where the folder should be')
-    done = run('step1.py', '--data', 'digits', '--epochs', '1')
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1 and 'runs' in done.stderr and 'this run: last 1 of 1' in done.stdout
+    with pytest.raises(SystemExit) as e: step1.main(data='digits', epochs=1)
+    assert 'runs/step1' in e.value.code and 'Nothing was trained' in e.value.code and 'epoch' not in capsys.readouterr().out.split('budget')[1]
 
 def test_find(run, tmp_path):
     done = run('step3.py', '--data', 'digits', '--find')
@@ -141,9 +147,9 @@ def test_exploration_in_a_repl(run):
                "learn.fit_one_cycle(1, 1e-2); learn.show_results(); print(learn.predict(learn.dls.valid_ds.x[0])[0])")
     assert done.returncode == 0 and 'SuggestedLRs(valley=' in done.stdout and 'Error' not in done.stderr
 
-def test_help(run):
-    out = run('step2.py', '--help').stdout
-    for option in inspect.signature(step2.main).parameters: assert f'--{option}' in out
+def test_help():
+    text = anno_parser(step2.main).format_help()
+    for option in inspect.signature(step2.main).parameters: assert f'--{option}' in text
 
 bad = [('--epochs', '0'), ('--epochs', '-1'), ('--epochs', '1.5'), ('--lr', '0'), ('--lr', 'nan'), ('--lr', 'inf'), ('--lr', '-1'), ('--lr', 'x'),
        ('--bs', '0'), ('--bs', '1'), ('--seed', '-1'), ('--data', 'cifar'), ('--momentum', '1'), ('--lr',)]

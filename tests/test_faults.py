@@ -1,0 +1,241 @@
+"Nothing lost, nothing silent: interruption, resumption, damage, numbers that explode, arguments that make no sense."
+import contextlib, io, os, pickle, shlex, signal, subprocess, sys, time
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings, strategies as st
+from torch import nn
+
+import report, step1, step3
+from conftest import offline, project
+from fastcore.script import CliError, anno_parser
+
+posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and fork')
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+
+@pytest.fixture(autouse=True)
+def old_handlers():
+    "A `Guard` takes the signals over: give them back to pytest."
+    handlers = {s: signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for s,h in handlers.items(): signal.signal(s, h)
+
+
+# Trains whole, then again with kills, each time resumed, and compares. It imports once and forks, so that a try takes no seconds.
+killing = '''
+import os, random, signal, sys, time
+from pathlib import Path
+import report, step3
+random.seed(int(sys.argv[1]))
+folder = Path('runs/step3/not-MNIST')
+aside = folder/'.checkpoint.pth'
+
+def start(resume=False, slow=False):
+    pid = os.fork()
+    if pid: return pid
+    sys.stdout = open(os.devnull, 'w')
+    def halves(state, path, whole=report.write_tensors):
+        whole(state, path)
+        data = path.read_bytes()
+        path.write_bytes(data[:len(data)//2])
+        time.sleep(.2)
+        path.write_bytes(data)
+    if slow: report.write_tensors = halves
+    status = 99
+    try: status = step3.main(epochs=4, data='digits', resume=resume)
+    finally:
+        sys.stderr.flush()
+        os._exit(status)
+
+def result():
+    rows = [l.split(',')[:5] for l in (folder/'history.csv').read_text().split()]
+    return rows, (folder/'weights.pth').read_bytes()
+
+def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+assert status(start()) == 0
+whole,names = result(),sorted(os.listdir(folder))
+for f in folder.iterdir(): f.unlink()
+kills = writing = 0
+while kills < int(sys.argv[2]):
+    slow = kills % 2 == 1  # every other kill: while a checkpoint is being written
+    pid,begun = start((folder/'checkpoint.pth').exists(), slow),time.time()
+    wait = random.uniform(.1, 1.5)
+    while time.time() - begun < wait or slow and not aside.exists():
+        if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): break
+        time.sleep(.005)
+    writing += aside.exists()
+    os.kill(pid, signal.SIGKILL)
+    code = status(pid)
+    kills += code == -9
+    assert code in (0, -9), code
+    if code == 0 or (folder/'history.csv').exists():  # it was too late for a kill: begin anew
+        for f in folder.iterdir(): f.unlink()
+assert status(start((folder/'checkpoint.pth').exists())) == 0
+assert result() == whole and sorted(os.listdir(folder)) == names, os.listdir(folder)
+print(f'{kills} kills, {writing} while writing: the same bits')
+'''
+
+@posix
+@pytest.mark.parametrize('kills', [10, pytest.param(200, marks=pytest.mark.nightly)])
+def test_killed_and_resumed_is_never_interrupted(tmp_path, kills):
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', killing, '0', str(kills)], cwd=tmp_path, text=True, capture_output=True,
+                          env={**os.environ, **offline, 'PYTHONPATH': str(project), 'OMP_NUM_THREADS': '1'}, timeout=60*kills)
+    assert done.returncode == 0, done.stderr
+    said = done.stdout.split()
+    assert int(said[0]) >= kills and int(said[2]) >= 1 and 'the same bits' in done.stdout
+
+
+def main(**kwargs):
+    "Run step 1's command in this process on the small digits: (exit status or message, what it printed)."
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        try: status = step1.main(**{'data': 'digits', 'epochs': 2, **kwargs})
+        except SystemExit as e: status = e.code
+    return status,out.getvalue()
+
+@pytest.fixture
+def interrupted(tmp_path):
+    "The folder of a run of step 1 that was stopped after its first of two epochs."
+    class StopInSecond(report.Guard):
+        def before_train(self):
+            if self.epoch == 1: self.stopped = signal.SIGTERM
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(report, 'Guard', StopInSecond)
+        status,out = main()
+    assert status == 143 and 'stopped after epoch 1, target not judged; --resume' in out and 'TARGET' not in out
+    return tmp_path/'runs'/'step1'/'not-MNIST'
+
+def test_resume_goes_on(interrupted):
+    assert os.listdir(interrupted) == ['checkpoint.pth']
+    status,out = main(resume=True)
+    assert status == 0 and 'this run: last 2 of 2 epochs' in out and 'checkpoint.pth' not in os.listdir(interrupted)
+
+@pytest.mark.parametrize('other', [dict(epochs=3), dict(seed=1), dict(lr=1e-3), dict(bs=64)])
+def test_checkpoint_of_another_run_is_refused(interrupted, other):
+    before = (interrupted/'checkpoint.pth').read_bytes()
+    status,_ = main(resume=True, **other)
+    assert 'is of another run' in status and f'{list(other)[0]} ' in status and status.count(' there, ') == 1
+    assert (interrupted/'checkpoint.pth').read_bytes() == before
+
+@pytest.mark.parametrize('damage', ['empty', 'truncated', 'text', 'code'])
+def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_path):
+    path = interrupted/'checkpoint.pth'
+    class Payload:
+        def __reduce__(self): return os.mkdir, (str(tmp_path/'mark'),)
+    data = path.read_bytes()
+    if damage == 'code': torch.save(dict(rows=Payload()), path)
+    else: path.write_bytes({'empty': b'', 'truncated': data[:len(data)//2], 'text': b'<html>'}[damage])
+    status,_ = main(resume=True)
+    assert 'no whole checkpoint' in status and len(status.splitlines()) == 1 and not (tmp_path/'mark').exists()
+    if damage == 'code':  # the payload does leave its mark where a file is trusted
+        torch.load(path, weights_only=False)
+        assert (tmp_path/'mark').exists()
+
+def test_nothing_to_resume(tmp_path):
+    status,_ = main(resume=True)
+    assert 'There is no' in status and 'without --resume' in status
+
+def test_a_new_run_says_what_it_will_overwrite(interrupted, capsys):
+    main()
+    assert 'Starting anew' in capsys.readouterr().err
+
+@posix
+def test_ctrl_c_and_sigterm_end_in_order(tmp_path):
+    def start(name):
+        (tmp_path/name).mkdir()
+        return subprocess.Popen([sys.executable, '-W', 'ignore', str(project/'step1.py'), '--data', 'digits', '--epochs', '1000'], cwd=tmp_path/name,
+                                env={**os.environ, **offline, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    runs = [(start(s.name), s) for s in (signal.SIGINT, signal.SIGTERM)]
+    for p,signum in runs:
+        for line in p.stdout:
+            if line.split()[:1] == ['2']: break
+        p.send_signal(signum)
+        out,err = p.communicate(timeout=60)
+        assert p.returncode == 128 + signum and 'stopped after epoch' in out and 'Traceback' not in err and 'rule is at most 15' in err
+        assert [f.name for f in (tmp_path/signum.name).rglob('*') if f.is_file()] == ['checkpoint.pth']
+
+@posix
+def test_a_second_run_at_the_same_time_is_refused(interrupted):
+    held = report.lock(interrupted)
+    status,_ = main()
+    os.close(held)
+    assert 'Another run is at work' in status and 'checkpoint.pth' in os.listdir(interrupted)
+    assert main(resume=True)[0] == 0
+
+
+class NotANumber(nn.Sequential):
+    "A net whose loss is no number from the given batch on."
+    def __init__(self, after): super().__init__(step1.Model_1()); self.left = after
+    def forward(self, x):
+        self.left -= 1
+        return super().forward(x) * (float('nan') if self.left < 0 else 1)
+
+@pytest.mark.parametrize('after, where', [(0, 'epoch 1, batch 1'), (12, 'epoch 1, test batch 1'), (17, 'epoch 2, batch 4')])
+def test_a_loss_that_is_no_number_stops_at_once(tmp_path, monkeypatch, after, where):
+    learner = step1.learner
+    monkeypatch.setattr(step1, 'learner', lambda **kw: learner(model=lambda: NotANumber(after), **kw))
+    status,out = main()
+    assert f'Stopped in {where}: the loss is nan' in status and len(status.splitlines()) == 1 and 'saved' not in out
+    folder = tmp_path/'runs'/'step1'/'not-MNIST'
+    assert os.listdir(folder) == (['checkpoint.pth'] if 'epoch 2' in where else [])
+    if 'epoch 2' in where: assert all(v.isfinite().all() for v in torch.load(folder/'checkpoint.pth', weights_only=True)['model'].values())
+
+@pytest.mark.parametrize('rate', [1e6, 1e30])
+def test_a_rate_that_explodes(tmp_path, rate):
+    status,_ = main(lr=rate)
+    assert status.startswith('Stopped in epoch 1, batch') and 'A lower --lr' in status
+    report.tidy(report.runs/'step1'/'not-MNIST')  # as at exit
+    assert list(tmp_path.iterdir()) == []  # nothing was saved, nothing is left
+
+def test_infinite_images(monkeypatch):
+    learn = step1.learner(data='digits')
+    learn.dls.train.after_batch.add(Blow())
+    with pytest.raises(CliError, match='diverged'): report.find(learn, 'step1')
+
+class Blow(report.Transform):
+    order = 200
+    def encodes(self, x:report.TensorImage): return x*float('inf')
+
+@posix
+def test_full_disk(tmp_path):
+    "A limit on the size of files stands for the full disk: what cannot be saved is said in one line, what could be is there."
+    code = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); import sys, runpy; ' \
+           f'sys.argv = ["step1.py", "--data", "digits", "--epochs", "1"]; runpy.run_path({str(project/"step1.py")!r}, run_name="__main__")'
+    done = subprocess.run([sys.executable, '-B', '-W', 'ignore', '-c', code], cwd=tmp_path, text=True, capture_output=True,
+                          env={**os.environ, **offline, 'PYTHONPATH': str(project)})
+    said = done.stderr.splitlines()
+    assert done.returncode == 1 and len(said) == 2 and 'Training goes on' in said[0] and 'make room' in said[1], done.stderr
+    assert 'this run: last 1 of 1' in done.stdout and os.listdir(tmp_path/'runs'/'step1'/'not-MNIST') == ['history.csv']
+
+
+words = st.one_of(st.integers(-10**6, 10**6).map(str), st.floats().map(str), st.text(st.characters(codec='ascii', exclude_categories=['Cc']), max_size=8),
+                  st.sampled_from(['0', '1', '2', '15', '16', '1e-2', 'nan', 'inf', '-inf', 'mnist', 'digits', 'auto', '', '1e400', '0x10', '١']))
+options = st.sampled_from(['--epochs', '--seed', '--lr', '--bs', '--data', '--root', '--find', '--resume', '--device', '-x', 'word'])
+lines = st.lists(st.one_of(options, st.tuples(options, words).map(list)), max_size=6).map(
+    lambda parts: [w for p in parts for w in (p if isinstance(p, list) else [p])])
+
+def check(line):
+    "A command line is either parsed into values in range, or refused with status 2 and one line on what is wrong."
+    err = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(err), contextlib.redirect_stdout(err): got = vars(anno_parser(step3.main, prog='step3.py').parse_args(line))
+    except SystemExit as e: return e.code == 2 and err.getvalue().splitlines()[-1].startswith('step3.py: error: ') or e.code == 0
+    return (got['epochs'] >= 1 and 0 <= got['seed'] < 2**32 and 0 < got['lr'] < float('inf') and got['bs'] >= 2
+            and got['data'] in ('auto', 'mnist', 'digits'))
+
+@settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(lines)
+def test_any_command_line(line): assert check(line), shlex.join(line)
+
+@pytest.mark.nightly
+@settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+@given(lines)
+def test_any_command_line_at_length(line): assert check(line), shlex.join(line)
+
+def test_a_batch_larger_than_the_data(capsys):
+    assert main(bs=1438)[0] == 2
+    assert capsys.readouterr().err == '--bs: a batch of 1438 is more than the 1,437 training images\n'
