@@ -5,7 +5,7 @@
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
-import functools, os, socket, sys
+import contextlib, functools, os, socket, sys, tempfile
 from hashlib import md5
 from http.client import HTTPException
 from urllib.error import URLError
@@ -21,6 +21,7 @@ raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
            't10k-labels-idx1-ubyte':  '27ae3e4e09519cfbb04c329615203637'}
 not_mnist = "scikit-learn's 1,797 small digits (NOT MNIST)"
 mean, std = 0.1307, 0.3081  # of the 60,000 training images, pixels scaled to [0, 1]
+patience = 20  # seconds: a network that is silent for so long is no network
 test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
@@ -126,13 +127,27 @@ def mnist_files(root):
     return missing
 
 
+def download(root):
+    "torchvision's download, done aside in `root` and moved into place file by file: it is whole or not there, whoever else does the same."
+    root,was,new = Path(root),socket.getdefaulttimeout(),not Path(root).exists()
+    raw = root/'MNIST'/'raw'
+    try:
+        socket.setdefaulttimeout(patience)
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix='.download-', dir=root) as aside:
+            MNIST(aside, download=True)
+            raw.mkdir(parents=True, exist_ok=True)
+            for name in raw_md5: os.replace(Path(aside)/'MNIST'/'raw'/name, raw/name)
+    finally:
+        socket.setdefaulttimeout(was)
+        with contextlib.suppress(OSError):  # what was made and stayed empty
+            for o in (raw, raw.parent, *([root] if new else [])): o.rmdir()
+
+
 def load_mnist(root):
     "MNIST's (images, labels) for training and for test, verified; downloads what is missing into `root`."
     if mnist_files(root):
-        old = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(20)  # seconds: a network that hangs is a network that is not there
-        try: MNIST(root, download=True)
-        finally: socket.setdefaulttimeout(old)
+        download(root)
         mnist_files(root)
     sets = [MNIST(root, train=train) for train in (True, False)]
     return [(ds.data[:,None], ds.targets) for ds in sets]

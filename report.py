@@ -104,15 +104,17 @@ class Guard(Callback):
 
     def __init__(self, step, resume, **given):
         self.step,self.resume,self.given = step,resume,given
-        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, self.stop)
+        self.on_signal(self.leave)
+
+    def on_signal(self, do):
+        for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, do)
+
+    def leave(self, signum, frame): sys.exit(128 + signum)
 
     def stop(self, signum, frame):
+        "End the training after this batch, and at once when told a second time."
         self.stopped = signum
-        self.hands_off()  # a second Ctrl-C ends the process at once
-
-    def hands_off(self):
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self.on_signal(self.leave)
 
     def before_fit(self):
         self.folder = folder(self.step, self.dls)
@@ -129,6 +131,7 @@ class Guard(Callback):
             weakref.finalize(self, os.close, lock(self.folder))
         except BlockingIOError: sys.exit(f'Another run is at work in {self.folder}. Wait for it, or start this one in another working directory.')
         except OSError as e: sys.exit(f'{self.folder}: {e.strerror}. Nothing was trained, since nothing could be saved.')
+        self.on_signal(self.stop)
         if self.resume: self.load()
         elif self.checkpoint.exists(): print(f'*** Starting anew, not with the interrupted run that --resume would go on with ({self.checkpoint}).', file=sys.stderr)
 
@@ -171,7 +174,7 @@ class Guard(Callback):
         random.setstate(state['python'])
         for dl,rng in zip(self.dls, state['loaders']): dl.rng.setstate(rng)
 
-    def after_fit(self): self.hands_off()
+    def after_fit(self): self.on_signal(self.leave)
 
 
 def write_csv(rows, path):

@@ -1,6 +1,7 @@
 "The data: what a batch holds, what is never touched, and files that are missing or damaged."
-import os
+import gzip, hashlib, http.server, os, threading
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -101,7 +102,7 @@ def test_damaged_files_are_named_and_never_trained_on(root, name, asked):
     path = root/'MNIST'/'raw'/name
     good = path.read_bytes()
     rng = np.random.default_rng(0)
-    for at in rng.integers(0, len(good), 5):
+    for at in (0, *rng.integers(0, len(good), 20)):
         path.write_bytes(good[:at])                                                     # truncated
         with pytest.raises(CliError, match=f'{name} is corrupt.*Delete it'): mnist_dls(asked, root)
         path.write_bytes(good[:at] + bytes([good[at] ^ 1<<rng.integers(8)]) + good[at+1:])  # a flipped bit
@@ -132,23 +133,84 @@ def test_unverified_files_of_old_torchvisions_are_not_used(root):
 def test_unknown_source():
     with pytest.raises(CliError, match='cifar'): mnist_dls('cifar')
 
-def test_missing_files_are_downloaded(root, tmp_path, monkeypatch):
-    "A mirror on the loopback address serves the compressed files; the right ones are taken, a page of HTML is not."
-    import functools, gzip, hashlib, http.server, threading
-    mirror = tmp_path/'mirror'
-    mirror.mkdir()
-    for f in sorted((root/'MNIST'/'raw').iterdir()): (mirror/f'{f.name}.gz').write_bytes(gzip.compress(f.read_bytes()))
-    sums = [(f'{f}.gz', hashlib.md5((mirror/f'{f}.gz').read_bytes()).hexdigest()) for f in raw_files]
-    class Quiet(http.server.SimpleHTTPRequestHandler): log_message = lambda *args: None
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), functools.partial(Quiet, directory=mirror)) as server:
+def labels_above_9(good): return good[:-1] + bytes([10])
+def wrong_magic(good): return b'\0\0\7' + good[3:]
+def wrong_count(good): return good[:7] + bytes([good[7] ^ 1]) + good[8:]
+
+@pytest.mark.parametrize('damage', [labels_above_9, wrong_magic, wrong_count])
+@pytest.mark.parametrize('name', raw_files)
+def test_wrong_contents(root, name, damage):
+    path = root/'MNIST'/'raw'/name
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(CliError, match=f'{name} is corrupt'): mnist_dls('auto', root)
+
+def test_a_file_in_place_of_the_root(root, tmp_path):
+    (tmp_path/'file').write_text('')
+    for asked in ('auto', 'mnist'):
+        with pytest.raises(CliError, match='file: .*--root'): mnist_dls(asked, tmp_path/'file')
+
+@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='everything is permitted here')
+def test_no_permission(root):
+    path = root/'MNIST'/'raw'/raw_files[0]
+    path.chmod(0)
+    with pytest.raises(CliError, match='Permission denied.*--root'): mnist_dls('auto', root)
+
+
+@pytest.fixture
+def mirror(root, tmp_path, monkeypatch):
+    "A mirror of `root` on the loopback address that serves it whole, or as `mirror.serve(name, wfile)` says."
+    packed = {f'{f}.gz': gzip.compress((root/'MNIST'/'raw'/f).read_bytes()) for f in raw_files}
+    class Mirror(http.server.BaseHTTPRequestHandler):
+        def log_message(self, *args): pass
+        def do_HEAD(self): self.do_GET()
+        def do_GET(self):
+            name = self.path.strip('/')
+            body = server.replaced.get(name, packed[name])
+            if server.silent.is_set(): return server.leave.wait(30)
+            self.send_response(200)
+            self.send_header('Content-Length', str(len(packed[name]) if server.cut else len(body)))
+            self.end_headers()
+            if self.command == 'GET': self.wfile.write(body)
+    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Mirror) as server:
+        server.replaced,server.cut,server.silent,server.leave = {},False,threading.Event(),threading.Event()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{server.server_port}/'])
-        monkeypatch.setattr(data.MNIST, 'resources', sums)
-        dls = mnist_dls('mnist', tmp_path/'new')
-        assert torch.equal(dls.train_ds.x, mnist_dls('mnist', root).train_ds.x)
-        (mirror/sums[1][0]).write_text('<html>Please log in</html>')
-        with pytest.raises(CliError, match='cannot be downloaded'): mnist_dls('mnist', tmp_path/'another')
+        monkeypatch.setattr(data.MNIST, 'resources', [(f, hashlib.md5(b).hexdigest()) for f,b in packed.items()])
+        server.packed = packed
+        yield server
+        server.leave.set()
         server.shutdown()
+
+def test_missing_files_are_downloaded(root, mirror, tmp_path):
+    new = tmp_path/'some'/'where'
+    dls = mnist_dls('auto', new)
+    assert torch.equal(dls.train_ds.x, mnist_dls('mnist', root).train_ds.x)
+    assert [f.name for f in new.rglob('*') if f.is_file() and f.name not in raw_files] == [] and [f.name for f in new.iterdir()] == ['MNIST']
+
+@pytest.mark.parametrize('fault', ['html', 'cut', 'checksum', 'silent'])
+def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
+    monkeypatch.setattr(data, 'patience', .5)
+    name = f'{raw_files[1]}.gz'
+    if fault == 'html': mirror.replaced[name] = b'<html>Please log in</html>'
+    if fault == 'checksum': mirror.replaced[name] = mirror.packed[name][:-1] + b'?'
+    if fault == 'cut': mirror.cut,mirror.replaced[name] = True,mirror.packed[name][:100]
+    if fault == 'silent': mirror.silent.set()
+    with pytest.raises(CliError, match='cannot be downloaded.*--root') as e: mnist_dls('mnist', tmp_path/'new')
+    assert len(str(e.value).splitlines()) == 1
+    assert mnist_dls('auto', tmp_path/'new').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
+    assert not (tmp_path/'new').exists()
+
+def test_full_disk(mirror, tmp_path, monkeypatch):
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(data.os, 'replace', full)
+    for asked in ('auto', 'mnist'):
+        with pytest.raises(CliError, match='No space left on device'): mnist_dls(asked, tmp_path/'new')
+    assert not (tmp_path/'new').exists()
+
+def test_two_downloads_into_the_same_root(root, mirror, tmp_path):
+    with ThreadPoolExecutor(4) as pool: many = list(pool.map(lambda _: mnist_dls('mnist', tmp_path/'new'), range(4)))
+    assert all(torch.equal(dls.train_ds.x, mnist_dls('mnist', root).train_ds.x) for dls in many)
+    assert [f.name for f in (tmp_path/'new').iterdir()] == ['MNIST']
 
 
 def test_fastai_shows_predicts_interprets_and_exports(tmp_path, monkeypatch):
