@@ -140,8 +140,8 @@ def download(root):
             for name in raw_md5: os.replace(Path(aside)/'MNIST'/'raw'/name, raw/name)
     finally:
         socket.setdefaulttimeout(was)
-        with contextlib.suppress(OSError):  # what was made and stayed empty
-            for o in (raw, raw.parent, *([root] if new else [])): o.rmdir()
+        for o in (raw, raw.parent, *([root] if new else [])):
+            with contextlib.suppress(OSError): o.rmdir()  # if it stayed empty
 
 
 def load_mnist(root):
