@@ -50,7 +50,11 @@ def lock(path):
 
 
 class History(Callback):
-    "Keeps a row per epoch (`columns`; epochs from 1, accuracies as fractions, all to six places) and the learning rate of every batch."
+    """Keeps a row per epoch and the learning rate of every batch.
+
+    The `columns` of a row: epochs count from 1, accuracies are fractions, `train_loss` is fastai's running average over the last
+    batches, `train_accuracy` that of the epoch as it trains, all to six places.
+    """
     order = ProgressCallback.order - 1  # after `Recorder`, before the bars
     rows = rates = ()
 
@@ -304,7 +308,9 @@ def find(learn, step):
     "Run fastai's `lr_find`, print its four suggestions, save its picture, and return exit status 0."
     where = folder(step, learn.dls)
     plt.switch_backend('agg')
-    where.mkdir(parents=True, exist_ok=True)
+    try: where.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise CliError(f'{where}: {e.strerror}. The picture could not be saved.') from None
+    atexit.register(tidy, where)
     try: found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum))
     except Exception as e:
         if all(math.isfinite(o) for o in learn.recorder.losses[:20]): raise
