@@ -5,10 +5,16 @@ Target
     2,600 parameters (LeCun et al. 1998, section III): a skeleton of today's parts has to beat it in every seed and every
     late epoch, or it is the wrong skeleton. More is not asked of it before augmentation and a learning-rate schedule.
 Result
-    recorded: TBD
+    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.04% ± 0.01, lowest 98.75%
     this run: {this_run}
 Analysis
-    TBD
+    The skeleton is right: no late epoch of any seed is below 98.75% [lowest of step1].
+    It does not carry over all that it learns: 99.50% [train of step1] of the training images, as it trains, against
+    99.04% [mean of step1] of the test images. And it does not settle: in the last five epochs the test accuracy of one seed
+    has a standard deviation of 0.11% [swing of step1].
+    Batch norm is not what its accuracy rests on: plain biases in its place make
+    -0.12 ± 0.08 points [ablations/no-batch-norm against step1], a loss that three seeds cannot tell from none.
+    2,890 of its 6,522 parameters sit in the one large kernel at the end: there step 2 can save and spend.
 """
 from fastai.vision.all import *
 from fastcore.script import call_parse

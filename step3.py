@@ -5,10 +5,18 @@ Target
     One epoch above it would prove little: two accuracies of the same net on other 10,000 images would differ by a
     tenth of a point. So the whole tail has to hold, in every seed.
 Result
-    recorded: TBD
+    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.50% ± 0.02, lowest 99.41%
     this run: {this_run}
 Analysis
-    TBD
+    Augmentation and schedule are worth +0.35 ± 0.03 points [step3 against step2] together, and it takes both: without augmentation
+    the same recipe makes -0.18 ± 0.04 points [ablations/no-augmentation against step3], and at step 2's constant rate
+    -0.19 ± 0.02 points [ablations/constant-rate against step3].
+    Augmentation acts on the gap: without it the net ends up with 99.92% [train of ablations/no-augmentation]
+    of its training images, with it 99.42% [train of step3], of images that never come twice the same. That is why the
+    train accuracy, as it trains, lies below the test accuracy here; the summary measures the gap on the images as they are.
+    The annealed rate acts on the swing: 0.04% [swing of step3] within a seed, against
+    0.08% [swing of ablations/constant-rate] at the constant rate, and no late epoch below 99.41% [lowest of step3].
+    Which kinds of distortion it takes was not measured.
 """
 from fastai.vision.all import *
 from fastcore.script import call_parse

@@ -6,7 +6,7 @@ A run is `results/NAME/seedSS.csv`; its accuracy is the mean over its last five 
 """
 import csv, json, math, re
 from pathlib import Path
-from statistics import mean, stdev
+from statistics import mean, median, stdev
 
 here = Path(__file__).parent
 steps = ['step1', 'step2', 'step3']
@@ -29,10 +29,12 @@ def error(values):
 
 
 def level(name, kind='mean'):
-    "A figure of experiment `name` in percent: 'mean' of the seeds' last-five means ('train': train accuracy), or 'lowest' of all last five epochs."
+    """A figure of experiment `name` in percent, over its seeds: 'mean' of the last five epochs' test accuracy, 'train' of their train
+    accuracy, 'lowest' of all these test accuracies, or 'swing', their standard deviation within a seed."""
     if kind == 'mean':   return mean(mean(last(r)) for r in runs(name).values())
     if kind == 'train':  return mean(mean(last(r, 'train_accuracy')) for r in runs(name).values())
     if kind == 'lowest': return min(min(last(r)) for r in runs(name).values())
+    if kind == 'swing':  return mean(stdev(last(r)) for r in runs(name).values())
     raise ValueError(kind)
 
 
@@ -52,7 +54,7 @@ def recorded(name):
 
 # How a text cites a figure: "-0.31 ± 0.05 points [ablations/no-batch-norm against step1]", "99.52% [mean of step3]".
 cited_difference = re.compile(r'([+-]\d+\.\d\d) ± (\d+\.\d\d)\s+points\s+\[([\w/-]+)\s+against\s+([\w/-]+)\]')
-cited_level = re.compile(r'(\d+\.\d\d)%\s+\[(mean|train|lowest)\s+of\s+([\w/-]+)\]')
+cited_level = re.compile(r'(\d+\.\d\d)%\s+\[(mean|train|lowest|swing)\s+of\s+([\w/-]+)\]')
 
 
 def wrong_citations(text):
@@ -112,6 +114,13 @@ def ablations_table():
                     [[what, base, f'{d:+.2f} ± {se:.2f}', str(n), f'`results/{name}`'] for d,se,n,base,what,name in sorted(found)])
 
 
+def threads_table():
+    "Seconds of an epoch of step 3, training and testing, by number of threads."
+    rows = list(csv.DictReader((here/'threads.csv').read_text().splitlines()))
+    by = {n: [float(r['seconds']) for r in rows if r['threads'] == n] for n in dict.fromkeys(r['threads'] for r in rows)}
+    return markdown(['threads', 'seconds of an epoch, median', 'all'], [[n, f'{median(s):.1f}', ', '.join(f'{o:.1f}' for o in s)] for n,s in by.items()])
+
+
 def draw(name, before=None):
     "Picture of a step: every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
     import matplotlib.pyplot as plt
@@ -134,5 +143,5 @@ def draw(name, before=None):
 
 
 if __name__ == '__main__':
-    print(f'{steps_table()}\n\n{seeds_table("step3")}\n\n{ablations_table()}')
+    print(f'{steps_table()}\n\n{seeds_table("step3")}\n\n{ablations_table()}\n\n{threads_table()}')
     for name,before in zip(steps, [None, *steps]): draw(name, before)

@@ -9,7 +9,7 @@ from fastai.vision.all import Callback, CancelFitException
 
 import evidence, report, step1, step2, step3
 from conftest import project
-from models import Model_1, Model_2, count
+from models import Model_1, Model_2, count, layers
 
 steps = [step1, step2, step3]
 every_step = pytest.mark.parametrize('step', steps, ids=[s.step for s in steps])
@@ -31,8 +31,13 @@ def test_analysis_has_no_figure_without_a_source(step):
     for cited in (evidence.cited_difference, evidence.cited_level): text = cited.sub('', text)
     assert not re.search(r'\d+\.\d+ ?%|\d+\.\d+ points|±', text), text
 
-@pytest.mark.parametrize('table', [evidence.steps_table(), evidence.seeds_table('step3'), evidence.ablations_table()], ids=['steps', 'seeds', 'ablations'])
+@pytest.mark.parametrize('table', [evidence.steps_table(), evidence.seeds_table('step3'), evidence.ablations_table(), evidence.threads_table()],
+                         ids=['steps', 'seeds', 'ablations', 'threads'])
 def test_tables_of_the_readme(table): assert table in readme
+
+def test_parameters_named_in_step_1():
+    rows = layers(Model_1())
+    assert f'{max(r[2] for r in rows):,} of its {count(Model_1()):,} parameters' in step1.__doc__ and rows[-2][2] == max(r[2] for r in rows)
 
 def test_wrong_figures_are_found():
     right = f'{evidence.level("step3"):.2f}% [mean of step3]'
@@ -75,9 +80,11 @@ class FirstEpoch(Callback):
 @pytest.mark.mnist
 @pytest.mark.parametrize('step', [step1, step3], ids=['step1', 'step3'])
 def test_a_recorded_seed_trains_again_to_the_same_numbers(step, monkeypatch):
+    about = evidence.about(step.step)
+    monkeypatch.setenv('OMP_NUM_THREADS', str(about['threads']))
     learner = step.learner
     monkeypatch.setattr(step, 'learner', lambda **kwargs: learner(**kwargs).add_cb(FirstEpoch()))
-    now,then,about = step.train(seed=0, data='mnist').history.rows[0],evidence.runs(step.step)[0][0],evidence.about(step.step)
+    now,then = step.train(seed=0, data='mnist').history.rows[0],evidence.runs(step.step)[0][0]
     here = dict(threads=torch.get_num_threads(), device=str(step.learner(data='digits').dls.device), cpu=torch.backends.cpu.get_cpu_capability(),
                 torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
     same = all(about[k] == v for k,v in here.items())
