@@ -113,7 +113,8 @@ class Guard(Callback):
     def on_signal(self, do):
         for s in (signal.SIGINT, signal.SIGTERM): signal.signal(s, do)
 
-    def leave(self, signum, frame): sys.exit(128 + signum)
+    @staticmethod  # a bound method would keep the guard, and with it the lock
+    def leave(signum, frame): sys.exit(128 + signum)
 
     def stop(self, signum, frame):
         "End the training after this batch, and at once when told a second time."

@@ -7,6 +7,8 @@ import pytest
 
 import data
 
+os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
+
 project = Path(__file__).resolve().parent.parent
 offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused
 

@@ -3,9 +3,10 @@ import csv, inspect, os
 
 import pytest
 import torch
-from fastcore.script import anno_parser
+from fastcore.script import CliError, anno_parser
 
 import report, step1, step2, step3
+from conftest import offline
 
 from models import Model_1, Model_2, table
 
@@ -135,12 +136,12 @@ def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
     with pytest.raises(SystemExit) as e: step1.main(data='digits', epochs=1)
     assert 'runs/step1' in e.value.code and 'Nothing was trained' in e.value.code and 'epoch' not in capsys.readouterr().out.split('budget')[1]
 
-def test_find(run, tmp_path):
-    done = run('step3.py', '--data', 'digits', '--find')
-    assert done.returncode == 0 and done.stderr == ''
-    found = dict(l.split() for l in done.stdout.splitlines() if l.split()[0] in ('valley', 'slide', 'steep', 'minimum'))
+def test_find(tmp_path, capsys):
+    assert step3.main(data='digits', find=True) == 0
+    out = capsys.readouterr().out
+    found = dict(l.split() for l in out.splitlines() if l.split()[0] in ('valley', 'slide', 'steep', 'minimum'))
     assert len(found) == 4 and all(1e-7 < float(v) < 10 for v in found.values())
-    assert [f.name for f in (tmp_path/'runs'/'step3'/'not-MNIST').iterdir()] == ['lr_find.png'] and 'lr_find.png' in done.stdout
+    assert [f.name for f in (tmp_path/'runs'/'step3'/'not-MNIST').iterdir()] == ['lr_find.png'] and 'lr_find.png' in out
 
 def test_exploration_in_a_repl(run):
     done = run('-i', '-c', "from step3 import learner; learn = learner(data='digits'); print(learn.lr_find()); "
@@ -165,20 +166,19 @@ def test_bad_argument_in_a_real_process(run, tmp_path):
     assert done.returncode == 2 and "'0' is not a whole number of 1 or more" in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
     assert list(tmp_path.iterdir()) == []
 
-def test_without_mnist(run, tmp_path):
-    done = run('step1.py', '--epochs', '1')
-    assert done.returncode == 0 and done.stderr.startswith('*** MNIST is not in') and 'NOT MNIST' in done.stderr and 'Traceback' not in done.stderr
-    assert 'NOT MNIST' in done.stdout
+def test_without_mnist(tmp_path, monkeypatch, capsys):
+    for k,v in offline.items(): monkeypatch.setenv(k, v)
+    assert step1.main(epochs=1, root=tmp_path/'nothing') == 0
+    said = capsys.readouterr()
+    assert said.err.startswith('*** MNIST is not in') and 'NOT MNIST' in said.err and 'NOT MNIST' in said.out
+
+def test_mnist_insisted_on_but_damaged_or_missing(run, tmp_path):
     done = run('step1.py', '--data', 'mnist')
     assert done.returncode == 1 and 'cannot be downloaded' in done.stderr and len(done.stderr.splitlines()) == 1
-
-def test_damaged_mnist(run, tmp_path):
     raw = tmp_path/'MNIST'/'raw'
     raw.mkdir(parents=True)
     (raw/'train-images-idx3-ubyte').write_bytes(b'half a fi')
-    done = run('step1.py', '--root', tmp_path)
-    assert done.returncode == 1 and 'train-images-idx3-ubyte is corrupt (9 bytes' in done.stderr and len(done.stderr.splitlines()) == 1
-    assert 'epoch' not in done.stdout.split('budget')[1]
+    with pytest.raises(CliError, match=r'train-images-idx3-ubyte is corrupt \(9 bytes'): step1.main(root=tmp_path)
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_cuda():
