@@ -45,10 +45,10 @@ class DigitImages:
     def iloc(self):
         class Picks: __getitem__ = lambda _,idxs: self.subset(idxs)
         return Picks()
-    def subset(self, idx, **kw):
+    def subset(self, idx):
         "A copy of the images at `idx` (it owns its memory: a view would drag the whole set into `export`)."
         y = None if self.y is None else self.y[idx].clone()
-        return DigitImages(self.x[idx].clone(), y, **{'split_idx': self.split_idx, 'name': self.name, **kw})
+        return DigitImages(self.x[idx].clone(), y, self.split_idx, self.name)
     def new_empty(self): return self.subset(slice(0))
 
 

@@ -21,7 +21,7 @@ from fastprogress import progress_bar
 
 import report, step1, step2, step3
 from data import not_mnist
-from models import Model_1, Model_2, conv, count
+from models import Model_1, Model_2, count
 
 
 def without_batch_norm():

@@ -1,5 +1,5 @@
 "Nothing lost, nothing silent: interruption, resumption, damage, numbers that explode, arguments that make no sense."
-import contextlib, gc, io, os, shlex, signal, subprocess, sys, time
+import contextlib, gc, io, os, shlex, signal, subprocess, sys
 
 import pytest
 import torch
