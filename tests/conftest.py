@@ -1,5 +1,5 @@
 "Fixtures: the project's root for subprocesses, and small stand-ins for MNIST's files, so that the tests need neither MNIST nor network."
-import hashlib, os, subprocess, sys
+import hashlib, os, shlex, shutil, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -21,6 +21,21 @@ def run(tmp_path):
         args = [str(project/args[0]), *args[1:]] if args[0].endswith('.py') else args
         return subprocess.run([sys.executable, '-W', 'ignore::FutureWarning', *map(str, args)], cwd=tmp_path, env=env, text=True,
                               capture_output=True, timeout=300)
+    return run
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    "Run Python beside a small file system of its own in `folder`, which is soon full; `after` is a shell command to look at it."
+    def run(folder, size, *args, after=':'):
+        (tmp_path/folder).mkdir(exist_ok=True)
+        python = shlex.join(map(str, [sys.executable, '-B', '-W', 'ignore', *args]))
+        line = f'mount -t tmpfs -o size={size} tmpfs {folder} || exit 77; {python}; status=$?; {after}; exit $status'
+        done = subprocess.run(['unshare', '-rm', 'sh', '-c', line], cwd=tmp_path, text=True, capture_output=True, timeout=300,
+                              env={**os.environ, **offline, 'no_proxy': '127.0.0.1', 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg'})
+        if done.returncode == 77 or 'unshare' in done.stderr: pytest.skip(f'no file system of its own here: {done.stderr.strip()}')
+        return done
+    if not shutil.which('unshare'): pytest.skip('needs the command unshare')
     return run
 
 

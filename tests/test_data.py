@@ -1,7 +1,8 @@
 "The data: what a batch holds, what is never touched, and files that are missing or damaged."
-import gzip, hashlib, http.server, os, threading
+import gzip, hashlib, http.server, os, shutil, tempfile, threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,11 +150,33 @@ def test_a_file_in_place_of_the_root(root, tmp_path):
     for asked in ('auto', 'mnist'):
         with pytest.raises(CliError, match='file: .*--root'): mnist_dls(asked, tmp_path/'file')
 
-@pytest.mark.skipif(os.name != 'posix' or os.geteuid() == 0, reason='everything is permitted here')
-def test_no_permission(root):
-    path = root/'MNIST'/'raw'/raw_files[0]
-    path.chmod(0)
-    with pytest.raises(CliError, match='Permission denied.*--root'): mnist_dls('auto', root)
+@pytest.fixture
+def bound(root):
+    "A copy of `root` for a test that permissions bind: it runs as nobody where the tests run as root."
+    if os.name != 'posix': pytest.skip('needs POSIX permissions')
+    with tempfile.TemporaryDirectory() as where:  # pytest's own folders are closed to others
+        os.chmod(where, 0o755)
+        copy = Path(shutil.copytree(root, Path(where)/'root'))
+        yield copy
+        os.seteuid(os.getuid())
+        for o in (copy, *copy.rglob('*')): o.chmod(0o755)
+
+def become_nobody():
+    if os.geteuid() == 0: os.seteuid(65534)
+
+def test_no_permission(bound):
+    (bound/'MNIST'/'raw'/raw_files[0]).chmod(0)
+    become_nobody()
+    for asked in ('auto', 'mnist'):
+        with pytest.raises(CliError, match=f'{raw_files[0]}: Permission denied.*--root'): mnist_dls(asked, bound)
+
+def test_read_only_root(bound, mirror):
+    (bound/'MNIST'/'raw'/raw_files[0]).unlink()
+    for o in (bound, *bound.rglob('*')): o.chmod(0o555)
+    become_nobody()
+    for asked in ('auto', 'mnist'):
+        with pytest.raises(CliError, match='Permission denied.*--root'): mnist_dls(asked, bound)
+    assert len(list(bound.rglob('*'))) == 2 + 3  # two folders, three files: nothing was left there
 
 
 @pytest.fixture
@@ -200,12 +223,18 @@ def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     assert mnist_dls('auto', tmp_path/'new').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
     assert not (tmp_path/'new').exists()
 
-def test_full_disk(mirror, tmp_path, monkeypatch):
-    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
-    monkeypatch.setattr(data.os, 'replace', full)
-    for asked in ('auto', 'mnist'):
-        with pytest.raises(CliError, match='No space left on device'): mnist_dls(asked, tmp_path/'new')
-    assert not (tmp_path/'new').exists()
+filling = '''
+import data
+from fastcore.script import CliError
+data.MNIST.mirrors,data.MNIST.resources,data.raw_md5 = {data.MNIST.mirrors!r},{data.MNIST.resources!r},{data.raw_md5!r}
+for asked in ('auto', 'mnist'):
+    try: data.mnist_dls(asked, 'full/new')
+    except CliError as e: print(e)
+'''
+
+def test_full_disk(mirror, tmpfs):
+    done = tmpfs('full', '100k', '-c', filling.format(data=data), after='ls -A full')
+    assert done.stdout.splitlines() == ['full/new: No space left on device. Give a folder for MNIST that can be read and written by --root.']*2, done.stderr
 
 def test_two_downloads_into_the_same_root(root, mirror, tmp_path):
     with ThreadPoolExecutor(4) as pool: many = list(pool.map(lambda _: mnist_dls('mnist', tmp_path/'new'), range(4)))

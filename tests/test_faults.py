@@ -1,9 +1,9 @@
 "Nothing lost, nothing silent: interruption, resumption, damage, numbers that explode, arguments that make no sense."
-import contextlib, gc, io, os, shlex, signal, subprocess, sys
+import contextlib, gc, io, json, os, shlex, signal, subprocess, sys
 
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, Phase, given, settings, strategies as st
 from torch import nn
 
 import report, step1, step3
@@ -201,16 +201,14 @@ class Blow(report.Transform):
     order = 200
     def encodes(self, x:report.TensorImage): return x*float('inf')
 
-@posix
-def test_full_disk(tmp_path):
-    "A limit on the size of files stands for the full disk: what cannot be saved is said in one line, what could be is there."
-    code = f'import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000)); import sys, runpy; ' \
-           f'sys.argv = ["step1.py", "--data", "digits", "--epochs", "1"]; runpy.run_path({str(project/"step1.py")!r}, run_name="__main__")'
-    done = subprocess.run([sys.executable, '-B', '-W', 'ignore', '-c', code], cwd=tmp_path, text=True, capture_output=True,
-                          env={**os.environ, **offline, 'PYTHONPATH': str(project)})
+@pytest.mark.parametrize('size, kept', [('24k', ['history.csv']), ('160k', ['history.csv', 'weights.pth'])])
+def test_full_disk(tmpfs, size, kept):
+    "What cannot be saved is said in one line, what could be is there; a checkpoint too large does not end the training."
+    done = tmpfs('runs', size, project/'step1.py', '--data', 'digits', '--epochs', '1', after='ls -A runs/step1/not-MNIST')
     said = done.stderr.splitlines()
-    assert done.returncode == 1 and len(said) == 2 and 'Training goes on' in said[0] and 'make room' in said[1], done.stderr
-    assert 'this run: last 1 of 1' in done.stdout and os.listdir(tmp_path/'runs'/'step1'/'not-MNIST') == ['history.csv']
+    assert done.returncode == 1 and 'No space left on device' in said[-1] and 'make room' in said[-1], done.stderr
+    assert len(said) == (2 if size == '24k' else 1) and all('Training goes on' in o for o in said[:-1]), done.stderr
+    assert 'this run: last 1 of 1' in done.stdout and [o for o in done.stdout.split('verdict')[1].split()[-4:] if '.' in o and 'checkpoint' not in o][:len(kept)] == kept
 
 
 words = st.one_of(st.integers(-10**6, 10**6).map(str), st.floats().map(str), st.text(st.characters(codec='ascii', exclude_categories=['Cc']), max_size=8),
@@ -231,6 +229,57 @@ def check(line):
 @settings(max_examples=500, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(lines)
 def test_any_command_line(line): assert check(line), shlex.join(line)
+
+# Runs each command line of a JSON list in a process of its own: prints [exit status, stderr] of each. It imports once and forks.
+running = '''
+import json, os, runpy, sys, tempfile
+import report, step3
+done = []
+for line in json.load(sys.stdin):
+    with tempfile.TemporaryFile('w+') as err:
+        pid = os.fork()
+        if not pid:
+            for fd,to in ((1, os.open(os.devnull, os.O_WRONLY)), (2, err.fileno())): os.dup2(to, fd)
+            sys.argv,status = ['step3.py', *line],0
+            try: runpy.run_path(step3.__file__, run_name='__main__')
+            except SystemExit as e: status = e.code if isinstance(e.code, int) else (print(e.code, file=sys.stderr), 1)[1] if e.code else 0
+            except BaseException: status = (sys.excepthook(*sys.exc_info()), 1)[1]
+            sys.stderr.flush()
+            os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        err.seek(0)
+        done.append([status, err.read()])
+print(json.dumps(done))
+'''
+
+def run_lines(lines, folder):
+    "A run (0, or 1 with one line on why not), or status 2 with one line on what is wrong; never a traceback."
+    lines = [[*line, '--data', 'digits', '--epochs', '1'] for line in lines]
+    done = subprocess.run([sys.executable, '-W', 'ignore', '-c', running], cwd=folder, text=True, capture_output=True, input=json.dumps(lines),
+                          env={**os.environ, **offline, 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg', 'OMP_NUM_THREADS': '1'}, timeout=60*len(lines))
+    assert done.returncode == 0, done.stderr
+    results = json.loads(done.stdout.splitlines()[-1])
+    for line,(status,err) in zip(lines, results):
+        said = [l for l in err.splitlines() if not l.startswith('***')]
+        ok = not said if status == 0 else len(said) == 1 if status == 1 else status == 2 and (': error: ' in said[-1] or said[-1].startswith('--bs'))
+        assert ok and 'Traceback' not in err, (shlex.join(line), status, err)
+    return [status for status,_ in results]
+
+def sample(n):
+    "`n` of the command lines that hypothesis draws."
+    drawn = []
+    @settings(max_examples=20*n, deadline=None, derandomize=True, database=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(lines)
+    def collect(line): drawn.append(line)
+    collect()
+    return drawn[::len(drawn)//n][:n]
+
+@posix
+def test_command_lines_in_processes(tmp_path): assert {0, 2} <= set(run_lines(sample(15), tmp_path))
+
+@posix
+@pytest.mark.nightly
+def test_command_lines_in_processes_at_length(tmp_path): run_lines(sample(300), tmp_path)
 
 @pytest.mark.nightly
 @settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
