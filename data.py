@@ -26,14 +26,14 @@ test_bs = 250  # images per test batch: large enough for a GPU, small enough for
 
 
 class DigitImages:
-    "Images `x`, uint8 (n, 1, 28, 28), and labels `y`, int64 (n,), indexed by a whole batch of positions."
+    "Images `x`, uint8 (n, 1, 28, 28), handed out as floats in [0, 1], and labels `y`, int64 (n,), indexed by a whole batch of positions."
     n_inp, vocab = 1, CategoryMap(range(10), sort=False)
 
     # `split_idx` is what tells fastai to leave test images alone: 0 is augmented, 1 is not.
     def __init__(self, x, y=None, split_idx=1, name='images'): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
-        x = TensorImageBW(self.x[idx])
+        x = TensorImageBW(self.x[idx].float().div_(255))
         return (x,) if self.y is None else (x, TensorCategory(self.y[idx]))
 
     def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
@@ -57,8 +57,10 @@ class BatchDL(TfmdDL):
     def __init__(self, dataset, num_workers=0, **kwargs):
         if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
         super().__init__(dataset, num_workers=num_workers, **kwargs)
-    def do_item(self, i): return 0 if i is None else i
-    def do_batch(self, idxs): return self.dataset[idxs]
+    def create_batches(self, idxs):
+        idxs = torch.tensor(list(idxs), device=self.dataset.x.device)  # once per epoch: nothing else crosses over to a GPU
+        for batch in idxs.split(self.bs):
+            if len(batch) == self.bs or not self.drop_last: yield self.dataset[batch]
 
 
 def stack_items(items):
@@ -100,6 +102,7 @@ class RandomWarp(RandTransform):
         return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps]).flatten(1).to(device)
 
     def encodes(self, x:TensorImage):
+        x = x.as_subclass(Tensor)  # a subclass takes longer over each of the operations that follow
         n,_,h,w = x.shape
         def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
         turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
@@ -108,7 +111,7 @@ class RandomWarp(RandTransform):
         bumps = torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)
         source = torch.cat([affine, bumps], 2).view(2*n, 19) @ self.basis(h, w, x.device)
         source = source.view(n, 2, h, w).permute(0, 2, 3, 1)
-        return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, padding_mode='zeros', align_corners=False))
+        return TensorImageBW(F.grid_sample(x, source, padding_mode='zeros', align_corners=False))
 
 
 class MNIST(datasets.MNIST):
@@ -197,7 +200,7 @@ def mnist_dls(
         train,test = [o[:n] for o in train],[o[n:] for o in train]
     train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {"hold-out" if holdout else "test"}')
-    tfms = [IntToFloatTensor(), *L(augment), Normalize.from_stats([mean], [std], cuda=False)]
+    tfms = [*L(augment), Normalize.from_stats([mean], [std], cuda=False)]
     lonely = len(train_ds) % bs == 1  # batch norm cannot train on a batch of one image: that one sits the epoch out
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, drop_last=lonely, after_batch=tfms, device=device)
     return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False, drop_last=False), device=device)

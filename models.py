@@ -13,14 +13,14 @@ def count(model):
     return sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
-def conv(ni, nf, pad=1, pool=False):
-    """3×3 convolution from `ni` to `nf` channels, 2×2 max-pooling if `pool`, batch norm, ReLU.
+def conv(ni, nf, pad=1, pool=False, norm=True):
+    """3×3 convolution from `ni` to `nf` channels, 2×2 max-pooling if `pool`, batch norm if `norm`, ReLU.
 
-    The convolution has no bias: batch norm brings its own. Pooling stands before batch norm and ReLU, which then
-    have a quarter of the pixels to do.
+    Only without batch norm, which brings its own, has the convolution a bias. Pooling stands before batch norm and ReLU,
+    which then have a quarter of the pixels to do.
     """
     pooling = [nn.MaxPool2d(2)] if pool else []
-    return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+    return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=pad, bias=not norm), *pooling, *([nn.BatchNorm2d(nf)] if norm else []), nn.ReLU(inplace=True))
 
 
 class Model_1(nn.Sequential):
@@ -41,6 +41,26 @@ class Model_2(nn.Sequential):
         # Global pooling that learns where to look: one 6×6 kernel per channel instead of the plain average.
         nn.Conv2d(16, 16, 6, groups=16, bias=False), nn.BatchNorm2d(16), nn.Flatten(),
         nn.Linear(16, 10))
+
+
+class Model_3(nn.Sequential):
+    "`Model_2` without batch norm in the first layer, where it has the most pixels to do: an epoch is a tenth shorter on a CPU."
+    def __init__(self): super().__init__(
+        conv( 1,  8, pad=0, norm=False), conv( 8,  8, pad=0, pool=True),  # 26, 12 pixels wide
+        conv( 8,  8),                    conv( 8, 16, pool=True),         # 12, 6
+        conv(16, 16),                    conv(16, 16),                    # 6
+        nn.Conv2d(16, 16, 6, groups=16, bias=False), nn.BatchNorm2d(16), nn.Flatten(),
+        nn.Linear(16, 10))
+
+
+class Model_4(nn.Sequential):
+    "`Model_3` on less than half the parameters: no layer is wider than ten channels."
+    def __init__(self): super().__init__(
+        conv( 1,  8, pad=0, norm=False), conv( 8,  8, pad=0, pool=True),  # 26, 12 pixels wide
+        conv( 8,  8),                    conv( 8,  8, pool=True),         # 12, 6
+        conv( 8,  8),                    conv( 8, 10),                    # 6
+        nn.Conv2d(10, 10, 6, groups=10, bias=False), nn.BatchNorm2d(10), nn.Flatten(),
+        nn.Linear(10, 10))
 
 
 @torch.no_grad()

@@ -6,12 +6,14 @@ except ImportError: fcntl = None  # Windows: two runs at the same time are not k
 from fastai.vision.all import *
 from fastcore.script import CliError
 
+import models
 from data import clean_train, not_mnist
 from models import budget, count
 
 runs = Path('runs')  # where each step saves, below the working directory
 max_epochs = 15      # the rule
 judged = 3           # each of the last so many epochs must reach the target
+nets = {name: net for name,net in vars(models).items() if name.startswith('Model_')}
 columns = ['epoch', 'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy', 'seconds']
 
 
@@ -49,6 +51,14 @@ def lock(path):
     return held
 
 
+class LeanLearner(Learner):
+    "A `Learner` that calls a callback for the events it has, not for all: asking in vain is a third of what fastai adds to a batch."
+    def __call__(self, event_name):
+        if not isinstance(event_name, str): return super().__call__(event_name)
+        for cb in sorted(self.cbs, key=lambda o: o.order):
+            if event_name == 'after_fit' or hasattr(type(cb), event_name) or event_name in vars(cb): cb(event_name)
+
+
 class History(Callback):
     """Keeps a row per epoch and the learning rate of every batch.
 
@@ -56,6 +66,7 @@ class History(Callback):
     batches, `train_accuracy` that of the epoch as it trains, all to six places.
     """
     order = ProgressCallback.order - 1  # after `Recorder`, before the bars
+    run_train = run_valid = False  # no single batch concerns it
     rows = rates = ()
 
     def after_create(self):
@@ -140,6 +151,10 @@ class Guard(Callback):
         if self.resume: self.load()
         elif self.checkpoint.exists(): print(f'*** Starting anew, not with the interrupted run that --resume would go on with ({self.checkpoint}).', file=sys.stderr)
 
+    def nets(self):
+        "The net that is trained, and the running mean of its weights where a step has one."
+        return [self.model, *([self.average.mean] if hasattr(self.learn, 'average') else [])]
+
     def before_epoch(self):
         if self.epoch < len(self.history.rows) and not self.history.new:
             self.recorder.log = L(list(self.history.rows[self.epoch].values())[:5])
@@ -156,9 +171,9 @@ class Guard(Callback):
 
     def after_epoch(self):
         if self.history.new or self.epoch+1 < len(self.history.rows): return
-        smooth = self.recorder.smooth_loss
+        smooth,opt = self.recorder.smooth_loss,self.opt.state_dict()['state']  # a dict by torch's optimizers, a list by fastai's
         state = dict(recipe=self.recipe, rows=self.history.rows, rates=[float(r) for r in self.history.rates],
-                     model=self.model.state_dict(), opt=[dict(s) for s in self.opt.state_dict()['state']], smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
+                     nets=[n.state_dict() for n in self.nets()], opt=opt if isinstance(opt, dict) else [dict(s) for s in opt], smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
                      torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), python=random.getstate(),
                      loaders=[dl.rng.getstate() for dl in self.dls])
         try: write_aside(lambda p: write_tensors(state, p), self.checkpoint)
@@ -170,8 +185,8 @@ class Guard(Callback):
         except Exception: sys.exit(f'{self.checkpoint} is no whole checkpoint of these steps. Delete it and run without --resume.')
         other = [f'{k} {state["recipe"].get(k)} there, {v} here' for k,v in self.recipe.items() if state['recipe'].get(k) != v]
         if other: sys.exit(f'{self.checkpoint} is of another run: {"; ".join(other)}.')
-        self.model.load_state_dict(state['model'])
-        self.opt.load_state_dict(dict(state=state['opt'], hypers=self.opt.state_dict()['hypers']))
+        for net,values in zip(self.nets(), state['nets']): net.load_state_dict(values)
+        self.opt.load_state_dict({**self.opt.state_dict(), 'state': state['opt']})
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = state['smooth']
         self.history.resume(state['rows'], state['rates'])
         torch.set_rng_state(state['torch'])
@@ -294,7 +309,7 @@ def finish(learn, guard, doc, target, epochs):
 
 This run
     data         {learn.dls.train_ds.name}, judged on {learn.dls.valid_ds.name}
-    parameters   {count(learn.model):,} of a budget of fewer than {budget:,}
+    net          {type(learn.model).__name__}, {count(learn.model):,} parameters of a budget of fewer than {budget:,}
     epochs       {len(rows)} of at most {max_epochs}
     last epochs  {' '.join(f"{a:.2%}" for a in last)}: mean {sum(last)/len(last):.2%}, lowest {min(last):.2%} (target {target:.2%})
     gap          {100*(clean - last[-1]):+.2f} points: {clean:.2%} on the training images without augmentation, {last[-1]:.2%} on the test images
@@ -335,4 +350,5 @@ natural = checked(int,   lambda n: n >= 1, 'a whole number of 1 or more')
 whole   = checked(int,   lambda n: 0 <= n < 2**32, 'a whole number of 0 or more')
 several = checked(int,   lambda n: n >= 2, 'a whole number of 2 or more')
 rate    = checked(float, lambda r: 0 < r < math.inf, 'a positive number')
+net     = checked(str,   nets.__contains__, 'one of ' + ', '.join(nets))
 source  = checked(str,   lambda s: s in ('auto', 'mnist', 'digits'), 'auto, mnist or digits')

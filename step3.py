@@ -20,32 +20,57 @@ Analysis
 """
 from fastai.vision.all import *
 from fastcore.script import call_parse
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import report
 from data import RandomWarp, mnist_dls
-from models import Model_2, table
+from models import Model_3, table
 
 step = Path(__file__).stem
 target = .994  # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
 bs = 128       # images per batch
+adam = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))  # torch's: one call a batch, fastai's own takes ten times as long
 lr = 1e-2      # the peak of the cycle: nearer `lr_find`'s slide than its valley (results/lr_find.csv), few batches train at it
 warm_up = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.05, elastic=.4)  # limits for each image; the units are `RandomWarp`'s
+memory = 1/15  # of all batches: how far back the mean of the weights reaches
+every = 4      # batches from one look at the weights to the next
 
 
-def learner(model=Model_2, seed=0, bs=bs, data='auto', root=None, holdout=False, warp=warp):
+class Average(Callback):
+    """Judges the running mean of the weights, and leaves it in the net in the end: single steps scatter around it.
+
+    (Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", here with exponential weights.)
+    """
+    order,run_valid = TrainEvalCallback.order - 1,False  # the mean takes its place before it is put into its mode
+    mean = trained = None
+
+    def before_fit(self):
+        if self.trained: self.after_validate()  # a test was broken off
+        reach = memory*getattr(self.learn, 'n_epoch', 1)*len(self.dls.train)  # in batches
+        self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - every/max(reach, every)), use_buffers=True)
+    def after_batch(self):
+        if self.iter % every == 0: self.mean.update_parameters(self.model)
+    def before_validate(self): self.trained,self.learn.model = self.model,self.mean.module
+    def after_validate(self): self.learn.model,self.trained = self.trained,None
+    def after_fit(self):
+        self.model.load_state_dict(self.mean.module.state_dict())
+        self.mean = None
+
+
+def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, holdout=False, warp=warp):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. The arguments of `mnist_dls` are passed on."
     report.repeatable(seed)
     dls = mnist_dls(data, root, bs, RandomWarp(**warp), holdout)
     net = model().to(memory_format=torch.channels_last)  # half again as fast on a CPU
-    return Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=report.History(), model_dir=report.runs/step)
+    return report.LeanLearner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[report.History(), Average()], opt_func=adam, model_dir=report.runs/step)
 
 
 def train(epochs=epochs, lr=lr, cbs=None, **kwargs):
     "The `Learner` of `learner(**kwargs)`, trained; the row of each epoch is in its `history.rows`."
     learn = learner(**kwargs)
-    learn.fit_one_cycle(epochs, lr, pct_start=warm_up, cbs=cbs)  # Adam, fastai's default
+    learn.fit_one_cycle(epochs, lr, pct_start=warm_up, cbs=cbs)
     return learn
 
 
@@ -56,13 +81,14 @@ def main(
     bs:report.several=bs,         # Images per training batch
     root:str=None,                # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
     data:report.source='auto',    # mnist: insist on it; digits: scikit-learn's small ones; auto: those where MNIST cannot be had
+    model:report.net='Model_3',   # Net to train: Model_1, Model_2, Model_3 or Model_4
     resume:bool=False,            # Go on with a run that was interrupted, from its last whole epoch
     find:bool=False,              # Run lr_find, print its suggestions, save its picture, and stop
 ):
     "Train this step and print its Target / Result / Analysis. Exit status: 0 target met or not judged, 1 missed."
-    chosen = dict(seed=seed, bs=bs, data=data, root=root)
+    chosen = dict(model=report.nets[model], seed=seed, bs=bs, data=data, root=root)
     if find: return report.find(learner(**chosen), step)
-    print(table(Model_2()))
+    print(table(report.nets[model]()))
     guard = report.Guard(step, resume, epochs=epochs, lr=lr, seed=seed, bs=bs)
     return report.finish(train(epochs, lr, guard, **chosen), guard, __doc__, target, epochs)
 

@@ -19,9 +19,11 @@ from joblib import Parallel, delayed, parallel_config
 from torch import nn
 from fastprogress import progress_bar
 
+from fastai.vision.all import ParamScheduler, SGD
+
 import report, step1, step2, step3
 from data import not_mnist
-from models import Model_1, Model_2, count
+from models import Model_1, Model_2, Model_4, conv, count
 
 
 def without_batch_norm():
@@ -53,24 +55,60 @@ def pooling_last():
         if isinstance(block, nn.Sequential) and isinstance(block[1], nn.MaxPool2d): block.append(block.pop(1))
     return net
 
+def flattened():
+    "Model_2 with flattening and a linear layer in place of the 6×6 depthwise kernel, and fewer channels to pay for it."
+    return nn.Sequential(*list(Model_2())[:5], conv(16, 6), nn.Flatten(), nn.Linear(6*6*6, 10))
+
+def without_average(**kwargs):
+    "Step 3, judged by the weights as they are after each epoch."
+    learn = step3.learner(**kwargs)
+    learn.remove_cb(learn.average)
+    learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.warm_up)
+    return learn
+
 def constant_rate(**kwargs):
     "Step 3 at step 2's constant rate."
     learn = step3.learner(**kwargs)
     learn.fit(step3.epochs, step2.lr)
     return learn
 
+def falling_steps(**kwargs):
+    "Step 3 with a rate that starts at its peak and falls to a tenth after two thirds of the batches, to a hundredth after five sixths."
+    learn = step3.learner(**kwargs)
+    learn.fit(step3.epochs, cbs=ParamScheduler({'lr': lambda done: step3.lr * (1 if done < 2/3 else .1 if done < 5/6 else .01)}))
+    return learn
+
+def with_optimizer(opt_func, lr):
+    "Step 3 with another optimizer and its own peak rate."
+    def train(**kwargs):
+        learn = step3.learner(**kwargs)
+        learn.opt_func = opt_func
+        learn.fit_one_cycle(step3.epochs, lr, pct_start=step3.warm_up)
+        return learn
+    return train
+
 
 experiments = {
     'step1': step1.train,
     'step2': step2.train,
     'step3': step3.train,
+    'step3-8epochs': partial(step3.train, epochs=8),
+    'step3-Model_4': partial(step3.train, model=Model_4),
     'ablations/no-batch-norm':    partial(step1.train, model=without_batch_norm),
     'ablations/average-pooling':  partial(step2.train, model=average_pooling),
+    'ablations/flattened':        partial(step2.train, model=flattened),
     'ablations/dropout':          partial(step2.train, model=with_dropout),
     'ablations/pooling-last':     partial(step2.train, model=pooling_last),
+    'ablations/first-batch-norm': partial(step3.train, model=Model_2),
+    'ablations/no-average':       without_average,
     'ablations/no-augmentation':  partial(step3.train, warp={}),
     'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
+    'ablations/only-elastic':     partial(step3.train, warp={'elastic': step3.warp['elastic']}),
     'ablations/constant-rate':    constant_rate,
+    'ablations/falling-steps':    falling_steps,
+    'ablations/valley':           partial(step3.train, lr=2e-3),
+    'ablations/batch-64':         partial(step3.train, bs=64, lr=.007),
+    'ablations/sgd':              with_optimizer(partial(SGD, mom=.9), .1),
 }
 
 
@@ -78,7 +116,7 @@ def record(name, seed, root):
     "Train experiment `name` with `seed` on all of MNIST's training images and write its two files."
     with contextlib.redirect_stdout(io.StringIO()): learn = experiments[name](seed=seed, data='mnist', root=root)
     rows,path = learn.history.rows,here/name/f'seed{seed:02d}.csv'
-    if not_mnist in learn.dls.train_ds.name or len(rows) != step3.epochs: raise RuntimeError(f'{name}, seed {seed}: not a full run on MNIST')
+    if not_mnist in learn.dls.train_ds.name or len(rows) != learn.n_epoch: raise RuntimeError(f'{name}, seed {seed}: not a full run on MNIST')
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(parameters=count(learn.model), threads=torch.get_num_threads(), device=str(learn.dls.device),
                  cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',

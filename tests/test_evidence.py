@@ -9,7 +9,7 @@ from fastai.vision.all import Callback, CancelFitException
 
 import evidence, report, step1, step2, step3
 from conftest import project
-from models import Model_1, Model_2, count, layers
+from models import Model_1, Model_2, Model_3, Model_4, count, layers
 
 steps = [step1, step2, step3]
 every_step = pytest.mark.parametrize('step', steps, ids=[s.step for s in steps])
@@ -31,8 +31,8 @@ def test_analysis_has_no_figure_without_a_source(step):
     for cited in (evidence.cited_difference, evidence.cited_level): text = cited.sub('', text)
     assert not re.search(r'\d+\.\d+ ?%|\d+\.\d+ points|±', text), text
 
-@pytest.mark.parametrize('table', [evidence.steps_table(), evidence.seeds_table('step3'), evidence.ablations_table(), evidence.threads_table()],
-                         ids=['steps', 'seeds', 'ablations', 'threads'])
+@pytest.mark.parametrize('table', [evidence.steps_table(), evidence.seeds_table('step3'), evidence.public_table(), evidence.ablations_table(),
+                                   evidence.speed_table(), evidence.arithmetic_table()], ids=['steps', 'seeds', 'public', 'ablations', 'speed', 'arithmetic'])
 def test_tables_of_the_readme(table): assert table in readme
 
 def test_parameters_named_in_step_1():
@@ -44,17 +44,21 @@ def test_wrong_figures_are_found():
     assert evidence.wrong_citations(right) == []
     assert evidence.wrong_citations('12.34% [mean of step3]') and evidence.wrong_citations('+9.99 ± 0.01 points [step3 against step2]')
 
-@every_step
-def test_recorded_runs_are_whole_and_of_these_nets(step):
-    for name in [step.step, *(n for n,(base,_) in evidence.ablations.items() if base == step.step)]:
-        runs = evidence.runs(name)
-        if name in evidence.ablations and not runs: continue  # prepared in record.py, not recorded yet: no text may cite it
-        assert list(runs) == list(range(len(runs))) and len(runs) >= (5 if name == step.step else 3)  # seeds 0, 1, 2, …: none left out
-        for seed,rows in runs.items():
-            assert list(rows[0]) == report.columns and [r['epoch'] for r in rows] == list(range(1, 16))
-            assert all(0 <= r[f'{part}_accuracy'] <= 1 for r in rows for part in ('train', 'test'))
-            assert evidence.about(name, seed)['parameters'] < 8_000
-    assert evidence.about(step.step)['parameters'] == count({step1: Model_1, step2: Model_2, step3: Model_2}[step]())
+nets = {'step1': Model_1, 'step2': Model_2, 'step3': Model_3, 'step3-8epochs': Model_3, 'step3-Model_4': Model_4}
+
+@pytest.mark.parametrize('name', [*nets, *(n for n in evidence.ablations if n.startswith('ablations/') and evidence.runs(n))])
+def test_recorded_runs_are_whole_and_of_these_nets(name):
+    runs = evidence.runs(name)
+    assert list(runs) == list(range(len(runs))) and len(runs) >= (5 if name in nets else 3)  # seeds 0, 1, 2, …: none left out
+    for seed,rows in runs.items():
+        assert list(rows[0]) == report.columns and [r['epoch'] for r in rows] == list(range(1, 9 if '8epochs' in name else 16))
+        assert all(0 <= r[f'{part}_accuracy'] <= 1 for r in rows for part in ('train', 'test'))
+        assert evidence.about(name, seed)['parameters'] < 8_000
+        if name in nets: assert evidence.about(name, seed)['parameters'] == count(nets[name]())
+
+def test_settled():
+    def rows(*a): return [dict(test_accuracy=o/100) for o in a]
+    assert evidence.settled(rows(99.4, 99.39, 99.4, 99.5)) == 3 and evidence.settled(rows(99.4, 99.5)) == 1 and evidence.settled(rows(99.4, 99.3)) is None
 
 def test_learning_rates_are_read_off_lr_find():
     rows = list(csv.DictReader((project/'results'/'lr_find.csv').read_text().splitlines()))
@@ -63,7 +67,8 @@ def test_learning_rates_are_read_off_lr_find():
     assert step3.lr**2 > middle(step3, 'valley')*middle(step3, 'slide') and step3.lr < middle(step3, 'slide')
 
 def test_step3_reaches_the_goal():
-    for rows in evidence.runs('step3').values(): assert min(evidence.last(rows, n=3)) >= 99.40
+    for name in ('step3', 'step3-8epochs'):
+        for rows in evidence.runs(name).values(): assert min(evidence.last(rows, n=3)) >= 99.40
     assert evidence.level('step3') >= 99.45
 
 def test_only_mnist_is_evidence():

@@ -183,7 +183,7 @@ def test_a_loss_that_is_no_number_stops_at_once(tmp_path, monkeypatch, after, wh
     assert f'Stopped in {where}: the loss is nan' in status and len(status.splitlines()) == 1 and 'saved' not in out
     folder = tmp_path/'runs'/'step1'/'not-MNIST'
     assert os.listdir(folder) == (['checkpoint.pth'] if 'epoch 2' in where else [])
-    if 'epoch 2' in where: assert all(v.isfinite().all() for v in torch.load(folder/'checkpoint.pth', weights_only=True)['model'].values())
+    if 'epoch 2' in where: assert all(v.isfinite().all() for v in torch.load(folder/'checkpoint.pth', weights_only=True)['nets'][0].values())
 
 @pytest.mark.parametrize('rate', [1e6, 1e30])
 def test_a_rate_that_explodes(tmp_path, rate):

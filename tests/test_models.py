@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models import Model_1, Model_2, budget, count, layers, table
+from models import Model_1, Model_2, Model_3, Model_4, budget, count, layers, table
 
 nets = [v for k,v in vars(models).items() if k.startswith('Model_')]
 
@@ -19,7 +19,7 @@ def test_fewer_than_8000_parameters(net):
     assert budget == 8_000
     assert sum(p.numel() for p in net().parameters()) == count(net()) < 8_000
 
-@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_906)])
+@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_906), (Model_3, 7_898), (Model_4, 3_678)])
 def test_exact_count(net, n): assert count(net()) == n
 
 @pytest.mark.parametrize('net', nets)

@@ -3,12 +3,13 @@ import csv, inspect, os
 
 import pytest
 import torch
+from fastai.vision.all import Callback, Learner
 from fastcore.script import CliError, anno_parser
 
 import report, step1, step2, step3
 from conftest import offline
 
-from models import Model_1, Model_2, table
+from models import Model_1, Model_2, Model_3, Model_4, table
 
 steps = [step1, step2, step3]
 every_step = pytest.mark.parametrize('step', steps, ids=[s.step for s in steps])
@@ -48,7 +49,7 @@ def test_trains_on_the_small_digits(step):
     assert len(learn.history.rows) == 6 and len(learn.history.rates) == 6*12  # and stay as they are afterwards
 
 def test_models_of_the_steps():
-    assert [type(s.learner(data='digits').model) for s in steps] == [Model_1, Model_2, Model_2]
+    assert [type(s.learner(data='digits').model) for s in steps] == [Model_1, Model_2, Model_3]
 
 def test_schedules():
     rates = [s.train(epochs=3, data='digits').history.rates for s in steps]
@@ -63,6 +64,51 @@ def test_same_seed_same_bits(step):
         return [p.clone() for p in learn.model.state_dict().values()], [{**r, 'seconds': 0} for r in learn.history.rows]
     (a,rows),(b,again) = bits(),bits()
     assert rows == again and all(torch.equal(x, y) for x,y in zip(a, b))
+
+def test_the_mean_of_the_weights_is_judged_and_left_in_the_net():
+    class Watch(Callback):
+        "Reckons the mean by hand, and compares."
+        order,mean,seen = 1000,None,0
+        def after_batch(self):
+            if not self.training or self.iter % step3.every: return
+            now = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+            reach = step3.memory*10*12/step3.every
+            self.mean = now if self.mean is None else self.mean + (now - self.mean)/reach
+        def after_validate(self): self.raw = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+        def after_pred(self):
+            if self.training: return
+            judged = torch.cat([p.detach().flatten() for p in self.model.parameters()])
+            assert torch.allclose(judged, self.mean, atol=1e-5)
+            self.seen += 1
+    watch = Watch()
+    learn = step3.train(epochs=10, data='digits', cbs=watch)
+    left = torch.cat([p.detach().flatten() for p in learn.model.parameters()])
+    assert watch.seen == 10*2 and torch.allclose(left, watch.mean, atol=1e-5) and not torch.allclose(left, watch.raw, atol=1e-5)
+
+def test_a_test_that_was_broken_off_gives_the_net_back():
+    class Break(Callback):
+        def before_batch(self):
+            if not self.training: raise KeyboardInterrupt
+    learn = step3.learner(data='digits')
+    net = learn.model
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Break())
+    learn.remove_cb(Break)
+    learn.fit(1)
+    assert learn.model is net
+
+def test_a_lean_learner_trains_as_a_learner(monkeypatch):
+    def events():
+        seen = []
+        class Record(Callback):
+            order = 1000
+            def __init__(self): self.after_loss = lambda: seen.append(self.loss.item())  # of this object, not of its class
+            def after_step(self): seen.append('step')
+            def after_fit(self): seen.append('fit')
+        learn = step3.train(epochs=2, data='digits', cbs=Record())
+        return seen, [{**r, 'seconds': 0} for r in learn.history.rows]
+    lean = events()
+    monkeypatch.setattr(report, 'LeanLearner', Learner)
+    assert lean == events() and len(lean[0]) == 2*(12*2 + 2) + 1
 
 def test_lr_find_and_exploration_leave_the_training_as_it_is():
     learn = step3.learner(data='digits')
@@ -106,7 +152,7 @@ pictures = ['samples.png', 'curves.png', 'confusion.png', 'mistakes.png']
 
 def check_run(step, out, folder):
     "What a run of two epochs with seed 1 on the small digits prints and saves."
-    net = {step1: Model_1, step2: Model_2, step3: Model_2}[step]
+    net = {step1: Model_1, step2: Model_2, step3: Model_3}[step]
     parts = [table(net()), 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
     places = [out.index(o) for o in parts]
     assert places == sorted(places) and 'NOT MNIST' in out and '\r' not in out
@@ -160,6 +206,11 @@ def test_bad_arguments(capsys, args):
     with pytest.raises(SystemExit) as e: anno_parser(step1.main).parse_args(list(args))
     err = capsys.readouterr().err.splitlines()
     assert e.value.code == 2 and args[0] in err[-1]
+
+def test_another_net(capsys):
+    assert step3.main(epochs=1, data='digits', model='Model_4') == 0
+    out = capsys.readouterr().out
+    assert out.startswith(table(Model_4())) and 'Model_4, 3,678 parameters' in out
 
 def test_bad_argument_in_a_real_process(run, tmp_path):
     done = run('step1.py', '--epochs', '0')
