@@ -60,7 +60,7 @@ assert status(start()) == 0
 whole,names = result(),sorted(os.listdir(folder))
 for f in folder.iterdir(): f.unlink()
 kills = writing = 0
-while kills < int(sys.argv[2]):
+while kills < int(sys.argv[2]) or not (folder/'checkpoint.pth').exists():  # so that the last run is a resumed one, too
     slow = kills % 2 == 1  # every other kill: while a checkpoint is being written
     pid,begun = start((folder/'checkpoint.pth').exists(), slow),time.time()
     wait = random.uniform(.1, 1.5)
@@ -72,9 +72,10 @@ while kills < int(sys.argv[2]):
     code = status(pid)
     kills += code == -9
     assert code in (0, -9), code
+    if code == 0: assert result() == whole
     if code == 0 or (folder/'history.csv').exists():  # it was too late for a kill: begin anew
         for f in folder.iterdir(): f.unlink()
-assert status(start((folder/'checkpoint.pth').exists())) == 0
+assert status(start(resume=True)) == 0
 assert result() == whole and sorted(os.listdir(folder)) == names, os.listdir(folder)
 print(f'{kills} kills, {writing} while writing: the same bits')
 '''
