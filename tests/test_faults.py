@@ -122,6 +122,12 @@ def test_checkpoint_of_another_run_is_refused(interrupted, other):
     assert 'is of another run' in status and f'{list(other)[0]} ' in status and status.count(' there, ') == 1
     assert (interrupted/'checkpoint.pth').read_bytes() == before
 
+def test_checkpoint_of_another_net_is_refused(interrupted):
+    state = torch.load(interrupted/'checkpoint.pth', weights_only=True)
+    torch.save({**state, 'recipe': {**state['recipe'], 'net': 'Model_2'}}, interrupted/'checkpoint.pth')
+    status,_ = main(resume=True)
+    assert status.endswith('is of another run: net Model_2 there, Model_1 here.')
+
 @pytest.mark.parametrize('damage', ['empty', 'truncated', 'text', 'code'])
 def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_path):
     path = interrupted/'checkpoint.pth'
