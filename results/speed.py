@@ -1,9 +1,8 @@
 """Times step 3 against a bare PyTorch loop and against the usual way of writing it, in turn, in one process, on a machine at rest.
 
-    python results/speed.py          # about ten minutes on a CPU; prints the README's tables and writes results/speed.json
-    python results/speed.py --goal   # also `python step3.py --epochs 8` with five seeds: another ten minutes
+    python results/speed.py   # about eight minutes on a CPU; prints the README's tables and writes results/speed.json
 """
-import argparse, contextlib, io, json, os, re, statistics, subprocess, sys, time
+import argparse, contextlib, io, json, os, re, subprocess, sys, time
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -159,32 +158,14 @@ def processes(root, rounds=5):
     return dict(**found, peak_mb=round(usage.ru_maxrss/1024))
 
 
-def goal(root, seeds=5):
-    "Of `python step3.py --epochs 8`, seed by seed: seconds from process start until the row of the epoch from which on it is at 99.40%."
-    found = []
-    for seed in range(seeds):
-        start,rows,times = time.perf_counter(),[],[]
-        run = subprocess.Popen([sys.executable, '-u', '-W', 'ignore', 'step3.py', '--data', 'mnist', '--root', root, '--epochs', '8', '--seed', str(seed)],
-                               cwd=here.parent, stdout=subprocess.PIPE, text=True)
-        for line in run.stdout:
-            if re.match(r'\s+\d+\s+0\.', line):
-                times.append(time.perf_counter() - start)
-                rows.append(dict(test_accuracy=float(line.split()[4])))
-        at = evidence.settled(rows)
-        found.append(dict(seed=seed, epoch=at, seconds=at and round(times[at-1], 1)))
-    return found
-
-
 def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument('--goal', action='store_true', help='also time the way to the goal')
     cli.add_argument('--root', help="folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder")
     args = cli.parse_args()
     root = str(args.root or os.environ.get('MNIST_ROOT') or data.fastai_path('data'))
     with contextlib.redirect_stdout(io.StringIO()): learn = step3.learner(data='mnist', root=root)
     found = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__,
                  epochs=epochs(learn, root), arithmetic=arithmetic(learn), processes=processes(root))
-    if args.goal: found['goal'] = goal(root)
     report.save(lambda p: p.write_text(json.dumps(found, indent=1) + '\n'), here/'speed.json')
     print(evidence.speed_table(), evidence.arithmetic_table(), sep='\n\n')
 
