@@ -1,22 +1,26 @@
-"""Step 3: augmentation and the learning-rate schedule, to the goal
+"""Step 3: augmentation, the learning-rate schedule and the mean of the weights, to the goal
 
 Target
-    99.40% in each of the last three epochs: the goal of the assignment, and "consistently in the last epochs" taken at its word.
-    One epoch above it would prove little: two accuracies of the same net on other 10,000 images would differ by a
-    tenth of a point. So the whole tail has to hold, in every seed.
+    99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken at its word.
+    Step 2 ends up with 99.57% [train of step2] of the training images, 99.15% [mean of step2] of the test images, and swings by
+    0.08% [swing of step2] from epoch to epoch: what is missing is what it makes of new images, and a quiet end.
 Result
-    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.50% ± 0.02, lowest 99.41%
+    recorded: seeds 0 to 9, last 5 of 15 epochs: mean 99.52% ± 0.01, lowest 99.43%
     this run: {this_run}
 Analysis
-    Augmentation and schedule are worth +0.35 ± 0.03 points [step3 against step2] together, and it takes both: without augmentation
-    the same recipe makes -0.18 ± 0.04 points [ablations/no-augmentation against step3], and at step 2's constant rate
-    -0.19 ± 0.02 points [ablations/constant-rate against step3].
-    Augmentation acts on the gap: without it the net ends up with 99.92% [train of ablations/no-augmentation]
-    of its training images, with it 99.42% [train of step3], of images that never come twice the same. That is why the
-    train accuracy, as it trains, lies below the test accuracy here; the summary measures the gap on the images as they are.
-    The annealed rate acts on the swing: 0.04% [swing of step3] within a seed, against
-    0.08% [swing of ablations/constant-rate] at the constant rate, and no late epoch below 99.41% [lowest of step3].
-    Which kinds of distortion it takes was not measured.
+    The step as a whole is worth +0.36 ± 0.04 points [step3 against step2]. What each part does to it, taken away alone:
+    Augmentation: without it the recipe makes -0.06 ± 0.02 points [ablations/no-augmentation against step3].
+    It acts on the gap: without it the net ends up with 99.90% [train of ablations/no-augmentation] of its training images, with it
+    99.39% [train of step3], of images that never come twice the same. That is why the train accuracy, as it trains, lies
+    below the test accuracy here; the summary measures the gap on the images as they are.
+    The running mean of the weights: judged by the weights as they are after each epoch, the recipe makes
+    -0.03 ± 0.02 points [ablations/no-average against step3], which may be chance. What it brings is the quiet end: the swing is
+    0.02% [swing of step3] with it, 0.05% [swing of ablations/no-average] without, the lowest late epoch of any seed
+    99.43% [lowest of step3] with it, 99.32% [lowest of ablations/no-average] without. In the first two epochs it tells
+    nothing: there it still holds the untrained net.
+    The schedule: with the mean, the rate need not be annealed. At step 2's constant rate the recipe makes
+    +0.02 ± 0.03 points [ablations/constant-rate against step3], no difference that four seeds could see, with the lowest late epoch at
+    99.49% [lowest of ablations/constant-rate]. One cycle stays because it is the custom, not for a gain that was shown.
 """
 from fastai.vision.all import *
 from fastcore.script import call_parse
