@@ -161,7 +161,7 @@ def draw_ablations():
         plt.errorbar(d, y, xerr=2*se, fmt='o', capsize=3, color='C0' if abs(d) > 2*se else 'grey')
     plt.axvline(0, color='black', lw=1)
     plt.yticks(range(len(found)), [f'{what.replace("`", "")}  ({base})' for _,_,_,base,what,_ in found], fontsize=9)
-    plt.xlabel('points of test accuracy, ± two standard errors; grey: no difference that these runs could see')
+    plt.xlabel('points of test accuracy, ± two standard errors (grey: within)')
     plt.grid(axis='x', alpha=.3)
     plt.tight_layout()
     plt.savefig(here/'ablations.png', dpi=100)
