@@ -63,7 +63,7 @@ kills = writing = 0
 while kills < int(sys.argv[2]) or not (folder/'checkpoint.pth').exists():  # so that the last run is a resumed one, too
     slow = kills % 2 == 1  # every other kill: while a checkpoint is being written
     pid,begun = start((folder/'checkpoint.pth').exists(), slow),time.time()
-    wait = random.uniform(.1, 1.5)
+    wait = random.uniform(.1, 1.2)
     while time.time() - begun < wait or slow and not aside.exists():
         if os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT): break
         time.sleep(.005)
@@ -208,14 +208,13 @@ class Blow(report.Transform):
     order = 200
     def encodes(self, x:report.TensorImage): return x*float('inf')
 
-@pytest.mark.parametrize('size, kept', [('24k', ['history.csv']), ('160k', ['history.csv', 'weights.pth'])])
-def test_full_disk(tmpfs, size, kept):
+def test_full_disk(tmpfs):
     "What cannot be saved is said in one line, what could be is there; a checkpoint too large does not end the training."
-    done = tmpfs('runs', size, project/'step1.py', '--data', 'digits', '--epochs', '1', after='ls -A runs/step1/not-MNIST')
+    done = tmpfs('runs', '24k', project/'step1.py', '--data', 'digits', '--epochs', '1', after='ls -A runs/step1/not-MNIST')
     said = done.stderr.splitlines()
-    assert done.returncode == 1 and 'No space left on device' in said[-1] and 'make room' in said[-1], done.stderr
-    assert len(said) == (2 if size == '24k' else 1) and all('Training goes on' in o for o in said[:-1]), done.stderr
-    assert 'this run: last 1 of 1' in done.stdout and [o for o in done.stdout.split('verdict')[1].split()[-4:] if '.' in o and 'checkpoint' not in o][:len(kept)] == kept
+    assert done.returncode == 1 and len(said) == 2 and 'Training goes on' in said[0], done.stderr
+    assert 'No space left on device' in said[1] and 'make room' in said[1]
+    assert 'this run: last 1 of 1' in done.stdout and done.stdout.splitlines()[-1] == 'history.csv'
 
 
 words = st.one_of(st.integers(-10**6, 10**6).map(str), st.floats().map(str), st.text(st.characters(codec='ascii', exclude_categories=['Cc']), max_size=8),

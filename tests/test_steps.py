@@ -212,11 +212,6 @@ def test_another_net(capsys):
     out = capsys.readouterr().out
     assert out.startswith(table(Model_4())) and 'Model_4, 3,678 parameters' in out
 
-def test_bad_argument_in_a_real_process(run, tmp_path):
-    done = run('step1.py', '--epochs', '0')
-    assert done.returncode == 2 and "'0' is not a whole number of 1 or more" in done.stderr.splitlines()[-1] and 'Traceback' not in done.stderr
-    assert list(tmp_path.iterdir()) == []
-
 def test_without_mnist(tmp_path, monkeypatch, capsys):
     for k,v in offline.items(): monkeypatch.setenv(k, v)
     assert step1.main(epochs=1, root=tmp_path/'nothing') == 0
