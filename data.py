@@ -165,6 +165,11 @@ def load_digits():
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])
 
 
+def mnist_root(root=None):
+    "The folder where MNIST is looked for: `root`, else $MNIST_ROOT, else fastai's data folder."
+    return Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data'))
+
+
 def read(data, root):
     "(name, training set, test set) of what `data` asks for; says loudly when that is not MNIST."
     if data not in ('auto', 'mnist', 'digits'): raise CliError(f"data is 'auto', 'mnist' or 'digits', not {data!r}.")
@@ -194,7 +199,7 @@ def mnist_dls(
 ):
     "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); the test images are never augmented."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    name,train,test = read(data, Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data')))
+    name,train,test = read(data, mnist_root(root))
     if holdout:
         n = len(train[0])*5//6
         train,test = [o[:n] for o in train],[o[n:] for o in train]

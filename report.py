@@ -20,7 +20,7 @@ columns = ['epoch', 'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy'
 def repeatable(seed):
     """Seed every generator, and compute on $OMP_NUM_THREADS threads, else on two where there are two cores.
 
-    Two by measurement: the second one gains some time, and nets this small leave little to gain (README, "Threads").
+    Two by measurement: the second one gains some time, and nets this small leave little to gain (README, "How fast it is").
     Same seed, machine and thread count: same numbers to the last bit.
     """
     set_seed(seed, reproducible=True)
@@ -52,7 +52,7 @@ def lock(path):
 
 
 class LeanLearner(Learner):
-    "A `Learner` that calls a callback for the events it has, not for all: asking in vain is a third of what fastai adds to a batch."
+    "A `Learner` that calls a callback for the events it has, not for all: asking in vain takes time in every batch."
     def __call__(self, event_name):
         if not isinstance(event_name, str): return super().__call__(event_name)
         for cb in sorted(self.cbs, key=lambda o: o.order):
@@ -66,7 +66,6 @@ class History(Callback):
     batches, `train_accuracy` that of the epoch as it trains, all to six places.
     """
     order = ProgressCallback.order - 1  # after `Recorder`, before the bars
-    run_train = run_valid = False  # no single batch concerns it
     rows = rates = ()
 
     def after_create(self):
@@ -173,7 +172,8 @@ class Guard(Callback):
         if self.history.new or self.epoch+1 < len(self.history.rows): return
         smooth,opt = self.recorder.smooth_loss,self.opt.state_dict()['state']  # a dict by torch's optimizers, a list by fastai's
         state = dict(recipe=self.recipe, rows=self.history.rows, rates=[float(r) for r in self.history.rates],
-                     nets=[n.state_dict() for n in self.nets()], opt=opt if isinstance(opt, dict) else [dict(s) for s in opt], smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
+                     nets=[n.state_dict() for n in self.nets()], opt=opt if isinstance(opt, dict) else [dict(s) for s in opt],
+                     smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
                      torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), python=random.getstate(),
                      loaders=[dl.rng.getstate() for dl in self.dls])
         try: write_aside(lambda p: write_tensors(state, p), self.checkpoint)

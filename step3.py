@@ -39,7 +39,7 @@ lr = 1e-2      # the peak of the cycle: nearer `lr_find`'s slide than its valley
 warm_up = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.05, elastic=.4)  # limits for each image; the units are `RandomWarp`'s
 memory = 1/15  # of all batches: how far back the mean of the weights reaches; on the hold-out longer was no better, and later there
-every = 4      # batches from one look at the weights to the next: each costs a fiftieth of a batch
+every = 4      # batches from one look at the weights to the next: each takes time
 
 
 class Average(Callback):

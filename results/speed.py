@@ -162,7 +162,7 @@ def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument('--root', help="folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder")
     args = cli.parse_args()
-    root = str(args.root or os.environ.get('MNIST_ROOT') or data.fastai_path('data'))
+    root = str(data.mnist_root(args.root))
     with contextlib.redirect_stdout(io.StringIO()): learn = step3.learner(data='mnist', root=root)
     found = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__,
                  epochs=epochs(learn, root), arithmetic=arithmetic(learn), processes=processes(root))

@@ -222,10 +222,14 @@ def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     assert mnist_dls('auto', tmp_path/'new').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
     assert not (tmp_path/'new').exists()
 
-filling = '''
+# For another process: the same mirror, and what it serves taken for MNIST.
+mirrored = '''
 import data
-from fastcore.script import CliError
 data.MNIST.mirrors,data.MNIST.resources,data.raw_md5 = {data.MNIST.mirrors!r},{data.MNIST.resources!r},{data.raw_md5!r}
+'''
+
+filling = mirrored + '''
+from fastcore.script import CliError
 for asked in ('auto', 'mnist'):
     try: data.mnist_dls(asked, 'full/new')
     except CliError as e: print(e)
@@ -235,10 +239,8 @@ def test_full_disk(mirror, tmpfs):
     done = tmpfs('full', '100k', '-c', filling.format(data=data), after='ls -A full')
     assert done.stdout.splitlines() == ['full/new: No space left on device. Give a folder for MNIST that can be read and written by --root.']*2, done.stderr
 
-at_once = '''
+at_once = mirrored + '''
 import os
-import data
-data.MNIST.mirrors,data.MNIST.resources,data.raw_md5 = {data.MNIST.mirrors!r},{data.MNIST.resources!r},{data.raw_md5!r}
 def child():
     pid = os.fork()
     if pid: return pid
