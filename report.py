@@ -13,6 +13,7 @@ from models import budget, count
 runs = Path('runs')  # where each step saves, below the working directory
 max_epochs = 15      # the rule
 judged = 3           # each of the last so many epochs must reach the target
+look = 50            # batches on a GPU between two looks at the loss: each waits until the GPU is done
 nets = {name: net for name,net in vars(models).items() if name.startswith('Model_')}
 columns = ['epoch', 'train_loss', 'train_accuracy', 'test_loss', 'test_accuracy', 'seconds']
 
@@ -51,8 +52,32 @@ def lock(path):
     return held
 
 
+class CrossEntropy(nn.CrossEntropyLoss):
+    "torch's, with what fastai's `CrossEntropyLossFlat` has for predictions, but without its detour over other shapes and types."
+    def activation(self, x): return x.softmax(-1)
+    def decodes(self, x): return x.argmax(-1)
+
+
+class SmoothLoss(AvgSmoothLoss):
+    "fastai's running average of the loss, on the device of the loss."
+    def accumulate(self, learn):
+        self.count += 1
+        self.val = torch.lerp(learn.loss.detach(), self.val.to(learn.loss.device), self.beta)
+
+
 class LeanLearner(Learner):
-    "A `Learner` that calls a callback for the events it has, not for all: asking in vain takes time in every batch."
+    """A `Learner` that comes to the same numbers with less to do in each batch.
+
+    Callbacks are called for the events that they have, not for all; the net gets plain tensors, not fastai's subclasses; loss and
+    metrics stay on their device until the epoch ends, so that no batch waits for a GPU.
+    """
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.recorder.smooth_loss = SmoothLoss()
+    def _split(self, b):
+        super()._split([o.as_subclass(Tensor) for o in b])
+    def to_detach(self, b, cpu=True, gather=True):
+        return b.detach() if isinstance(b, Tensor) and b.ndim == 0 else super().to_detach(b, cpu, gather)
     def __call__(self, event_name):
         if not isinstance(event_name, str): return super().__call__(event_name)
         for cb in sorted(self.cbs, key=lambda o: o.order):
@@ -160,6 +185,7 @@ class Guard(Callback):
             raise CancelEpochException
 
     def after_loss(self):
+        if self.loss.device.type != 'cpu' and (self.iter+1) % look and self.iter+1 < self.n_iter: return  # what is no number stays no number
         if self.loss.isfinite(): return
         kept = f' The last whole epoch is kept in {self.checkpoint}.' if self.checkpoint.exists() else ''
         sys.exit(f'Stopped in epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}: the loss is {self.loss.item()}. '

@@ -53,6 +53,7 @@ class Average(Callback):
     def before_fit(self):
         if self.trained: self.after_validate()  # a test was broken off
         reach = memory*getattr(self.learn, 'n_epoch', 1)*len(self.dls.train)  # in batches
+        self.model.to(self.dls.device)  # where fastai would take it later, without the mean
         self.mean = AveragedModel(self.model, multi_avg_fn=get_ema_multi_avg_fn(1 - every/max(reach, every)), use_buffers=True)
     def after_batch(self):
         if self.iter % every == 0: self.mean.update_parameters(self.model)
@@ -68,7 +69,7 @@ def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, holdout=False,
     report.repeatable(seed)
     dls = mnist_dls(data, root, bs, RandomWarp(**warp), holdout)
     net = model().to(memory_format=torch.channels_last)  # half again as fast on a CPU
-    return report.LeanLearner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adam, metrics=accuracy,
+    return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), opt_func=adam, metrics=accuracy,
                               cbs=[report.History(), Average()], model_dir=report.runs/step)
 
 

@@ -3,10 +3,10 @@ import csv, inspect, os
 
 import pytest
 import torch
-from fastai.vision.all import Callback, Learner
+from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner
 from fastcore.script import CliError, anno_parser
 
-import report, step1, step2, step3
+import data, report, step1, step2, step3
 from conftest import offline
 
 from models import Model_1, Model_2, Model_3, Model_4, table
@@ -108,6 +108,7 @@ def test_a_lean_learner_trains_as_a_learner(monkeypatch):
         return seen, [{**r, 'seconds': 0} for r in learn.history.rows]
     lean = events()
     monkeypatch.setattr(report, 'LeanLearner', Learner)
+    monkeypatch.setattr(report, 'CrossEntropy', CrossEntropyLossFlat)
     assert lean == events() and len(lean[0]) == 2*(12*2 + 2) + 1
 
 def test_lr_find_and_exploration_leave_the_training_as_it_is():
@@ -225,6 +226,19 @@ def test_mnist_insisted_on_but_damaged_or_missing(run, tmp_path):
     raw.mkdir(parents=True)
     (raw/'train-images-idx3-ubyte').write_bytes(b'half a fi')
     with pytest.raises(CliError, match=r'train-images-idx3-ubyte is corrupt \(9 bytes'): step1.main(root=tmp_path)
+
+@pytest.mark.parametrize('guarded,done', [(False, 12 + 2), (True, 11)])
+def test_no_batch_waits_for_a_gpu(tmp_path, monkeypatch, guarded, done):
+    "torch's meta device knows shapes and no numbers: who asks it for one, as one does who waits for a GPU, gets an error."
+    class Count(Callback):
+        batches = 0
+        def after_batch(self): self.batches += 1
+    monkeypatch.chdir(tmp_path)
+    learn,counted = step3.learner(data='digits', warp=step3.warp),Count()
+    learn.dls = data.mnist_dls('digits', augment=data.RandomWarp(**step3.warp), device='meta')
+    guard = [report.Guard('step3', False, bs=128)] if guarded else []
+    with pytest.raises(RuntimeError, match='meta'): learn.fit_one_cycle(1, 1e-2, cbs=[counted, *guard])
+    assert counted.batches == done  # of 12 for training and 2 for testing; the guard takes a look in the last one of each
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_cuda():
