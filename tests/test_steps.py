@@ -228,13 +228,12 @@ def test_mnist_insisted_on_but_damaged_or_missing(run, tmp_path):
     with pytest.raises(CliError, match=r'train-images-idx3-ubyte is corrupt \(9 bytes'): step1.main(root=tmp_path)
 
 @pytest.mark.parametrize('guarded,done', [(False, 12 + 2), (True, 11)])
-def test_no_batch_waits_for_a_gpu(tmp_path, monkeypatch, guarded, done):
+def test_no_batch_waits_for_a_gpu(guarded, done):
     "torch's meta device knows shapes and no numbers: who asks it for one, as one does who waits for a GPU, gets an error."
     class Count(Callback):
         batches = 0
         def after_batch(self): self.batches += 1
-    monkeypatch.chdir(tmp_path)
-    learn,counted = step3.learner(data='digits', warp=step3.warp),Count()
+    learn,counted = step3.learner(data='digits'),Count()
     learn.dls = data.mnist_dls('digits', augment=data.RandomWarp(**step3.warp), device='meta')
     guard = [report.Guard('step3', False, bs=128)] if guarded else []
     with pytest.raises(RuntimeError, match='meta'): learn.fit_one_cycle(1, 1e-2, cbs=[counted, *guard])
