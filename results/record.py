@@ -23,7 +23,7 @@ from fastai.vision.all import ParamScheduler, SGD
 
 import report, step1, step2, step3
 from data import not_mnist
-from models import Model_1, Model_2, Model_4, conv, count
+from models import Model_1, Model_2, Model_3, Model_4, conv, count
 
 
 def without_batch_norm():
@@ -35,9 +35,9 @@ def without_batch_norm():
         block[1] = nn.Identity()
     return net
 
-def with_dropout(p=.05):
-    "Model_2 with dropout of `p` after each ReLU."
-    net = Model_2()
+def with_dropout(model=Model_2, p=.05):
+    "`model` with dropout of `p` after each ReLU."
+    net = model()
     for block in net:
         if isinstance(block, nn.Sequential): block.append(nn.Dropout(p))
     return net
@@ -100,6 +100,7 @@ experiments = {
     'ablations/dropout':          partial(step2.train, model=with_dropout),
     'ablations/pooling-last':     partial(step2.train, model=pooling_last),
     'ablations/first-batch-norm': partial(step3.train, model=Model_2),
+    'ablations/step3-dropout':    partial(step3.train, model=partial(with_dropout, Model_3)),
     'ablations/no-average':       without_average,
     'ablations/no-augmentation':  partial(step3.train, warp={}),
     'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
