@@ -131,16 +131,13 @@ ablations = {
     'ablations/dropout':          ('step2', 'dropout of 0.05 after each ReLU'),
     'ablations/pooling-last':     ('step2', 'max-pooling after batch norm and ReLU'),
     'step3':                      ('step2', 'all of step 3 together'),
-    'ablations/first-batch-norm': ('step3', 'batch norm in the first layer, too (`Model_2`)'),
     'ablations/step3-dropout':    ('step3', 'dropout of 0.05 after each ReLU'),
     'ablations/no-average':       ('step3', 'the weights as they are in place of their running mean'),
     'ablations/constant-rate':    ('step3', "step 2's constant rate in place of the cycle"),
     'ablations/falling-steps':    ('step3', 'a rate that falls in steps in place of the cycle'),
     'ablations/no-augmentation':  ('step3', 'no augmentation'),
     'ablations/no-elastic':       ('step3', 'no elastic distortion'),
-    'ablations/only-elastic':     ('step3', 'elastic distortion alone'),
     'ablations/valley':           ('step3', "peak rate 2e-3, `lr_find`'s valley"),
-    'ablations/batch-64':         ('step3', 'batches of 64, peak rate 7e-3'),
     'ablations/sgd':              ('step3', 'SGD with momentum 0.9, peak rate 0.1'),
 }
 

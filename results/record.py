@@ -99,16 +99,13 @@ experiments = {
     'ablations/flattened':        partial(step2.train, model=flattened),
     'ablations/dropout':          partial(step2.train, model=with_dropout),
     'ablations/pooling-last':     partial(step2.train, model=pooling_last),
-    'ablations/first-batch-norm': partial(step3.train, model=Model_2),
     'ablations/step3-dropout':    partial(step3.train, model=partial(with_dropout, Model_3)),
     'ablations/no-average':       without_average,
     'ablations/no-augmentation':  partial(step3.train, warp={}),
     'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/only-elastic':     partial(step3.train, warp={'elastic': step3.warp['elastic']}),
     'ablations/constant-rate':    constant_rate,
     'ablations/falling-steps':    falling_steps,
     'ablations/valley':           partial(step3.train, lr=2e-3),
-    'ablations/batch-64':         partial(step3.train, bs=64, lr=.007),
     'ablations/sgd':              with_optimizer(partial(SGD, mom=.9), .1),
 }
 
