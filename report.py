@@ -58,6 +58,11 @@ class CrossEntropy(nn.CrossEntropyLoss):
     def decodes(self, x): return x.argmax(-1)
 
 
+def accuracy(logits, y):
+    "Fraction of the labels `y` (n,) that have the largest of their `logits` (n, 10): fastai's, without the same detour."
+    return (logits.argmax(-1) == y).float().mean()
+
+
 class SmoothLoss(AvgSmoothLoss):
     "fastai's running average of the loss, on the device of the loss."
     def accumulate(self, learn):

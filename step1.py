@@ -35,7 +35,8 @@ def learner(model=Model_1, seed=0, bs=bs, data='auto', root=None, holdout=False)
     report.repeatable(seed)
     dls = mnist_dls(data, root, bs, holdout=holdout)
     net = model().to(memory_format=torch.channels_last)  # half again as fast on a CPU
-    return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), metrics=accuracy, cbs=report.History(), model_dir=report.runs/step)
+    return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), metrics=report.accuracy,
+                              cbs=report.History(), model_dir=report.runs/step)
 
 
 def train(epochs=epochs, lr=lr, cbs=None, **kwargs):

@@ -3,7 +3,7 @@ import csv, inspect, os
 
 import pytest
 import torch
-from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner
+from fastai.vision.all import Callback, CrossEntropyLossFlat, Learner, accuracy
 from fastcore.script import CliError, anno_parser
 
 import data, report, step1, step2, step3
@@ -109,6 +109,7 @@ def test_a_lean_learner_trains_as_a_learner(monkeypatch):
     lean = events()
     monkeypatch.setattr(report, 'LeanLearner', Learner)
     monkeypatch.setattr(report, 'CrossEntropy', CrossEntropyLossFlat)
+    monkeypatch.setattr(report, 'accuracy', accuracy)
     assert lean == events() and len(lean[0]) == 2*(12*2 + 2) + 1
 
 def test_lr_find_and_exploration_leave_the_training_as_it_is():
