@@ -23,10 +23,10 @@ def conv(ni, nf, pad=1, pool=False, norm=True):
     return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=pad, bias=not norm), *pooling, *([nn.BatchNorm2d(nf)] if norm else []), nn.ReLU(inplace=True))
 
 
-def head(nf, size=6):
-    """The layers from a map (`nf`, `size`, `size`) to ten logits: global pooling that learns where to look, one large kernel
+def head(nf):
+    """The layers from a map (`nf`, 6, 6) to ten logits: global pooling that learns where to look, one large kernel
     per channel instead of the plain average, then batch norm and a linear layer."""
-    return nn.Conv2d(nf, nf, size, groups=nf, bias=False), nn.BatchNorm2d(nf), nn.Flatten(), nn.Linear(nf, 10)
+    return nn.Conv2d(nf, nf, 6, groups=nf, bias=False), nn.BatchNorm2d(nf), nn.Flatten(), nn.Linear(nf, 10)
 
 
 class Model_1(nn.Sequential):

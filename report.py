@@ -204,7 +204,7 @@ class Guard(Callback):
         smooth,opt = self.recorder.smooth_loss,self.opt.state_dict()['state']  # a dict by torch's optimizers, a list by fastai's
         state = dict(recipe=self.recipe, rows=self.history.rows, rates=[float(r) for r in self.history.rates],
                      nets=[n.state_dict() for n in self.nets()], opt=opt if isinstance(opt, dict) else [dict(s) for s in opt],
-                     smooth=(smooth.count, smooth.val.as_subclass(Tensor)),
+                     smooth=(smooth.count, smooth.val),
                      torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all(), python=random.getstate(),
                      loaders=[dl.rng.getstate() for dl in self.dls])
         try: write_aside(lambda p: write_tensors(state, p), self.checkpoint)

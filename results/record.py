@@ -78,14 +78,12 @@ def falling_steps(**kwargs):
     learn.fit(step3.epochs, cbs=ParamScheduler({'lr': lambda done: step3.lr * (1 if done < 2/3 else .1 if done < 5/6 else .01)}))
     return learn
 
-def with_optimizer(opt_func, lr):
-    "Step 3 with another optimizer and its own peak rate."
-    def train(**kwargs):
-        learn = step3.learner(**kwargs)
-        learn.opt_func = opt_func
-        learn.fit_one_cycle(step3.epochs, lr, pct_start=step3.warm_up)
-        return learn
-    return train
+def with_sgd(**kwargs):
+    "Step 3 with SGD and momentum, at a peak rate of its own."
+    learn = step3.learner(**kwargs)
+    learn.opt_func = partial(SGD, mom=.9)
+    learn.fit_one_cycle(step3.epochs, .1, pct_start=step3.warm_up)
+    return learn
 
 
 experiments = {
@@ -106,7 +104,7 @@ experiments = {
     'ablations/constant-rate':    constant_rate,
     'ablations/falling-steps':    falling_steps,
     'ablations/valley':           partial(step3.train, lr=2e-3),
-    'ablations/sgd':              with_optimizer(partial(SGD, mom=.9), .1),
+    'ablations/sgd':              with_sgd,
 }
 
 
