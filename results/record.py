@@ -23,7 +23,7 @@ from fastai.vision.all import ParamScheduler, SGD
 
 import report, step1, step2, step3
 from data import not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count
+from models import Model_1, Model_2, Model_3, Model_4, conv, count, head
 
 
 def without_batch_norm():
@@ -59,6 +59,10 @@ def flattened():
     "Model_2 with flattening and a linear layer in place of the 6×6 depthwise kernel, and fewer channels to pay for it."
     return nn.Sequential(*list(Model_2())[:5], conv(16, 6), nn.Flatten(), nn.Linear(6*6*6, 10))
 
+def whole_frame():
+    "Model_3 without cropping, so with a 6×6 map at the end."
+    return nn.Sequential(*list(Model_3())[1:-4], *head(16, 6))
+
 def without_average(**kwargs):
     "Step 3, judged by the weights as they are after each epoch."
     learn = step3.learner(**kwargs)
@@ -82,7 +86,7 @@ def with_sgd(**kwargs):
     "Step 3 with SGD and momentum, at a peak rate of its own."
     learn = step3.learner(**kwargs)
     learn.opt_func = partial(SGD, mom=.9)
-    learn.fit_one_cycle(step3.epochs, .1, pct_start=step3.warm_up)
+    learn.fit_one_cycle(step3.epochs, .15, pct_start=step3.warm_up)
     return learn
 
 
@@ -98,6 +102,7 @@ experiments = {
     'ablations/dropout':          partial(step2.train, model=with_dropout),
     'ablations/pooling-last':     partial(step2.train, model=pooling_last),
     'ablations/step3-dropout':    partial(step3.train, model=partial(with_dropout, Model_3)),
+    'ablations/whole-frame':      partial(step3.train, model=whole_frame),
     'ablations/no-average':       without_average,
     'ablations/no-augmentation':  partial(step3.train, warp={}),
     'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
