@@ -132,13 +132,14 @@ ablations = {
     'ablations/pooling-last':     ('step2', 'max-pooling after batch norm and ReLU'),
     'step3':                      ('step2', 'all of step 3 together'),
     'ablations/step3-dropout':    ('step3', 'dropout of 0.05 after each ReLU'),
+    'ablations/whole-frame':      ('step3', 'all of the frame, nothing cropped'),
     'ablations/no-average':       ('step3', 'the weights as they are in place of their running mean'),
     'ablations/constant-rate':    ('step3', "step 2's constant rate in place of the cycle"),
     'ablations/falling-steps':    ('step3', 'a rate that falls in steps in place of the cycle'),
     'ablations/no-augmentation':  ('step3', 'no augmentation'),
     'ablations/no-elastic':       ('step3', 'no elastic distortion'),
-    'ablations/valley':           ('step3', "peak rate 2e-3, `lr_find`'s valley"),
-    'ablations/sgd':              ('step3', 'SGD with momentum 0.9, peak rate 0.1'),
+    'ablations/valley':           ('step3', "peak rate 1.2e-3, `lr_find`'s valley"),
+    'ablations/sgd':              ('step3', 'SGD with momentum 0.9, peak rate 0.15'),
 }
 
 def differences():

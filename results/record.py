@@ -108,7 +108,7 @@ experiments = {
     'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
     'ablations/constant-rate':    constant_rate,
     'ablations/falling-steps':    falling_steps,
-    'ablations/valley':           partial(step3.train, lr=2e-3),
+    'ablations/valley':           partial(step3.train, lr=1.2e-3),
     'ablations/sgd':              with_sgd,
 }
 
