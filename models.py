@@ -23,6 +23,14 @@ def conv(ni, nf, pad=1, pool=False, norm=True):
     return nn.Sequential(nn.Conv2d(ni, nf, 3, padding=pad, bias=not norm), *pooling, *([nn.BatchNorm2d(nf)] if norm else []), nn.ReLU(inplace=True))
 
 
+def separable(ni, nf, pad=1, pool=False):
+    """What `conv` does on fewer parameters: a 3×3 convolution of each channel by itself and batch norm, then a 1×1 convolution
+    across channels (Howard et al. 2017, "MobileNets", section 3.1, but without a ReLU between the two)."""
+    pooling = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(nn.Conv2d(ni, ni, 3, padding=pad, groups=ni, bias=False), nn.BatchNorm2d(ni),
+                         nn.Conv2d(ni, nf, 1, bias=False), *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+
+
 def head(nf, size):
     """The layers from a map (`nf`, `size`, `size`) to ten logits: global pooling that learns where to look, one large kernel
     per channel instead of the plain average, then batch norm and a linear layer."""
@@ -58,13 +66,13 @@ class Model_3(nn.Sequential):
 
 
 class Model_4(nn.Sequential):
-    "`Model_3` on less than half the parameters: no layer is wider than ten channels."
+    "Less than half the parameters: after the first layer all convolutions are depthwise-separable, and can be wider for it."
     def __init__(self): super().__init__(
-        nn.ZeroPad2d(-2),                                                 # 24 pixels wide
-        conv( 1,  8, pad=0, norm=False), conv( 8,  8, pad=0, pool=True),  # 22, 10
-        conv( 8,  8),                    conv( 8,  8, pool=True),         # 10, 5
-        conv( 8,  8),                    conv( 8, 10),                    # 5
-        *head(10, 5))                                                     # 1
+        nn.ZeroPad2d(-2),                                                       # 24 pixels wide
+        conv( 1,  8, pad=0, norm=False), separable( 8, 16, pad=0, pool=True),   # 22, 10
+        separable(16, 16),               separable(16, 24, pool=True),          # 10, 5
+        separable(24, 32),                                                      # 5
+        *head(32, 5))                                                           # 1
 
 
 @torch.no_grad()
