@@ -188,6 +188,8 @@ def speed_table():
     times,start = {k: median(v) for k,v in found['epochs'].items()},{k: median(found['processes'][k]) for k in ('imports', 'first_batch')}
     rows = [['an epoch of step 3, training and testing', f"{times['step3']:.1f} s", ''],
             ['the same on one thread', f"{times['one thread']:.1f} s", f"{times['one thread']/times['step3']:.2f} times as long"],
+            ['the same in batches of 128', f"{times['batches of 128']:.1f} s", f"{times['batches of 128']/times['step3']:.2f} times as long"],
+            ['the same on the whole frame', f"{times['whole frame']:.1f} s", f"{times['whole frame']/times['step3']:.2f} times as long"],
             ['the same in a bare PyTorch loop', f"{times['bare']:.1f} s", f"step 3 takes {times['step3']/times['bare']:.2f} times as long"],
             ['the same net in the usual way', f"{times['usual']:.1f} s", f"{times['usual']/times['step3']:.1f} times as long as step 3"],
             ['`from fastai.vision.all import *`', f"{start['imports']:.1f} s", ''],

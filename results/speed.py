@@ -1,8 +1,9 @@
 """Times step 3 against a bare PyTorch loop and against the usual way of writing it, in turn, in one process, on a machine at rest.
 
-    python results/speed.py   # about eight minutes on a CPU; prints the README's tables and writes results/speed.json
+    python results/speed.py   # about six minutes on a CPU; prints the README's tables and writes results/speed.json
 """
 import argparse, contextlib, io, json, os, re, subprocess, sys, time
+from functools import partial
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
@@ -15,7 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-import data, evidence, report, step3
+import data, evidence, record, report, step3
 
 bs,augment = step3.bs,data.RandomWarp(**step3.warp)
 adam = lambda net: torch.optim.AdamW(net.parameters(), step3.lr, fused=True)
@@ -51,10 +52,10 @@ def bare(learn):
 
 
 def usual(learn, root):
-    "An epoch as the assignment's public solutions write it: transforms image by image, torch's `DataLoader`, a plain loop."
+    "An epoch as the assignment's public solutions write it: transforms image by image, torch's `DataLoader`, batches of 128, a plain loop."
     norm = [transforms.ToTensor(), transforms.Normalize((data.mean,), (data.std,))]
     affine = transforms.RandomAffine(8, translate=(.043, .043), scale=(.94, 1.06), shear=3)
-    def loader(train): return DataLoader(datasets.MNIST(root, train=train, transform=transforms.Compose([affine]*train + norm)), batch_size=bs, shuffle=train)
+    def loader(train): return DataLoader(datasets.MNIST(root, train=train, transform=transforms.Compose([affine]*train + norm)), batch_size=128, shuffle=train)
     train,test,net = loader(True),loader(False),type(learn.model)()
     opt = torch.optim.Adam(net.parameters(), step3.lr)
     def epoch():
@@ -84,15 +85,17 @@ def seconds(f):
     return time.perf_counter() - start
 
 
-def epochs(learn, root, rounds=3):
+def epochs(learn, root, rounds=5):
     "Seconds of an epoch each way, in turn; the first round warms up."
-    def ours(): learn.fit_one_cycle(1, step3.lr)
+    def ours(learn=learn): learn.fit_one_cycle(1, step3.lr)
     def one_thread():
         threads = torch.get_num_threads()
         torch.set_num_threads(1)
         ours()
         torch.set_num_threads(threads)
-    ways = {'step3': ours, 'bare': bare(learn), 'one thread': one_thread, 'usual': usual(learn, root)}
+    changed = lambda **kwargs: partial(ours, step3.learner(data='mnist', root=root, **kwargs))
+    ways = {'step3': ours, 'bare': bare(learn), 'one thread': one_thread, 'batches of 128': changed(bs=128),
+            'whole frame': changed(model=record.whole_frame), 'usual': usual(learn, root)}
     found = {name: [] for name in ways}
     for r in range(rounds + 1):
         for name,epoch in ways.items():

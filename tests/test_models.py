@@ -88,4 +88,4 @@ def test_layers_leaves_the_net_as_it_was():
     assert all(torch.equal(v, before[k]) for k,v in net.state_dict().items())
 
 def test_every_model_is_documented():
-    for o in (*nets, models.conv, count, layers, table): assert inspect.getdoc(o)
+    for o in (*nets, models.conv, models.separable, models.head, count, layers, table): assert inspect.getdoc(o)
