@@ -190,7 +190,7 @@ def speed_table():
             ['the same on one thread', f"{times['one thread']:.1f} s", f"{times['one thread']/times['step3']:.2f} times as long"],
             ['the same in batches of 128', f"{times['batches of 128']:.1f} s", f"{times['batches of 128']/times['step3']:.2f} times as long"],
             ['the same on the whole frame', f"{times['whole frame']:.1f} s", f"{times['whole frame']/times['step3']:.2f} times as long"],
-            ['the same in a bare PyTorch loop', f"{times['bare']:.1f} s", f"step 3 takes {times['step3']/times['bare']:.2f} times as long"],
+            ['the same in a bare PyTorch loop', f"{times['bare']:.1f} s", f"step 3 takes {times['step3']/times['bare']:.2f} times as long: {100 - 100*times['bare']/times['step3']:.0f}% of it is the framework"],
             ['the same net in the usual way', f"{times['usual']:.1f} s", f"{times['usual']/times['step3']:.1f} times as long as step 3"],
             ['`from fastai.vision.all import *`', f"{start['imports']:.1f} s", ''],
             ['process start to first trained batch', f"{start['first_batch']:.1f} s", f"{start['first_batch']/start['imports']:.2f} times the import"],

@@ -1,6 +1,6 @@
 """Times step 3 against a bare PyTorch loop and against the usual way of writing it, in turn, in one process, on a machine at rest.
 
-    python results/speed.py   # about six minutes on a CPU; prints the README's tables and writes results/speed.json
+    python results/speed.py   # about eight minutes on a CPU; prints the README's tables and writes results/speed.json
 """
 import argparse, contextlib, io, json, os, re, subprocess, sys, time
 from functools import partial
