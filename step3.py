@@ -37,12 +37,12 @@ from models import Model_3, table
 step = Path(__file__).stem
 target = .994  # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
-bs = 256       # images per batch: half as many batches, and what fastai does around each, as in step 2
+bs = 256       # images per batch: half as many batches as in step 2, so half of what fastai does around each
 adam = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))  # torch's, in one call: faster than fastai's own
 lr = 1.5e-2    # the peak of the cycle: about `lr_find`'s slide (results/lr_find.csv); its valley is too low, says the text above
 warm_up = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.05, elastic=.4)  # limits for each image; the units are `RandomWarp`'s
-memory = 2/15  # of all batches: how far back the mean of the weights reaches; on the hold-out half of it was a little worse
+memory = 2/15  # of all batches: how far back the mean of the weights reaches; half of it was no better on the hold-out (results/holdout.csv)
 every = 4      # batches from one look at the weights to the next: each takes time
 
 
