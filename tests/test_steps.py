@@ -73,7 +73,7 @@ def test_the_mean_of_the_weights_is_judged_and_left_in_the_net():
         def after_batch(self):
             if not self.training or self.iter % step3.every: return
             now = torch.cat([p.detach().flatten() for p in self.model.parameters()])
-            reach = min(step3.memory*10*batches(step3)/step3.every, self.looks/3)  # in looks
+            reach = min(step3.memory*batches(step3)/step3.every, self.looks/3)  # in looks
             self.mean = now if reach <= 1 else self.mean + (now - self.mean)/reach
             self.looks += 1
         def after_validate(self): self.raw = torch.cat([p.detach().flatten() for p in self.model.parameters()])
