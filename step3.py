@@ -19,9 +19,9 @@ Analysis
     ablations/no-average] without, the lowest late epoch of any seed 99.41% [lowest of step3] with it, 99.34% [lowest of
     ablations/no-average] without.
     The schedule: a cycle that peaks at `lr_find`'s valley, not near its slide, makes -0.28 ± 0.04 points [ablations/valley against
-    step3]: the rate has to be high for a while. Whether it has to come down is less clear: a rate that falls in steps makes
-    -0.05 ± 0.02 points [ablations/falling-steps against step3], step 2's constant rate -0.04 ± 0.04 points [ablations/constant-rate
-    against step3], which may be chance.
+    step3]: that is too low. The shape matters less: a rate that starts at the peak and falls in steps makes -0.05 ± 0.02 points
+    [ablations/falling-steps against step3]; step 2's constant rate, between valley and slide, -0.04 ± 0.04 points
+    [ablations/constant-rate against step3], which may be chance.
     The optimizer: SGD with momentum, at a peak rate of its own, makes -0.05 ± 0.02 points [ablations/sgd against step3].
     Two changes are for speed, batches of 256 and the cropped rim: all of the frame makes -0.00 ± 0.03 points [ablations/whole-frame
     against step3], no difference that shows.
