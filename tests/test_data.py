@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCategory, TensorImageBW, load_learner, set_seed
+from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCategory, TensorImageBW, load_learner, set_seed, tensor
 from fastcore.script import CliError
 
 import data, step3
-from data import RandomWarp, clean_train, load_digits, mnist_dls, not_mnist
+from data import Deskew, RandomWarp, clean_train, load_digits, mnist_dls, not_mnist
 
 
 def batches(dl): return [(x.as_subclass(Tensor), y.as_subclass(Tensor)) for x,y in dl]
@@ -39,7 +39,7 @@ def test_every_training_image_once_an_epoch_in_a_new_order():
 def test_batches_follow_the_seed():
     def first(seed):
         set_seed(seed, reproducible=True)
-        return batches(mnist_dls('digits', augment=RandomWarp(8, 1, .1, .1, .5)).train)
+        return batches(mnist_dls('digits', tfms=RandomWarp(8, 1, .1, .1, .5)).train)
     a,b,c = first(0),first(0),first(1)
     assert all(torch.equal(x, u) and torch.equal(y, v) for (x,y),(u,v) in zip(a, b))
     assert not torch.equal(a[0][0], c[0][0])
@@ -49,12 +49,49 @@ def test_no_training_batch_of_one_image():
     assert sum(len(y) for _,y in mnist_dls('digits', bs=5).train) == 1437
 
 def test_test_images_are_never_augmented():
-    plain,warped = mnist_dls('digits'),mnist_dls('digits', augment=RandomWarp(45, 5, .5, .5, 3))
+    plain,warped = mnist_dls('digits'),mnist_dls('digits', tfms=RandomWarp(45, 5, .5, .5, 3))
     for dl in ('valid', 'clean'):
         u,w = (clean_train(o) if dl == 'clean' else o.valid for o in (plain, warped))
         assert all(torch.equal(a, b) for a,b in zip(pixels(u), pixels(w)))
     assert torch.equal(pixels(warped.valid)[0], pixels(warped.valid)[0])
     assert not torch.allclose(pixels(warped.train)[0].sort(0)[0], pixels(plain.train)[0].sort(0)[0], atol=1)
+
+def moments(x):
+    "Brightness, centre of mass (x, y), covariance of x and y, and variance of y, in pixels, for each image (n, 1, h, w), one by one."
+    found = []
+    for image in x.as_subclass(Tensor)[:, 0]:
+        p = image.double().flatten() / image.sum()
+        y,x = (o.flatten().double() for o in torch.meshgrid(torch.arange(28), torch.arange(28), indexing='ij'))
+        mx,my = p@x,p@y
+        found.append((image.sum(), mx, my, p@((x - mx)*(y - my)), p@(y - my)**2))
+    return tensor(found).T
+
+def test_deskew_sets_every_image_upright():
+    x = TensorImageBW(load_digits()[0][0][:300].float() / 255)
+    before,after = moments(x),moments(Deskew()(x.clone(), split_idx=1))
+    slant = [m[3]/m[4] for m in (before, after)]
+    assert slant[0].abs().max() > .25 and slant[0].abs().mean() > .05  # the images need it
+    assert slant[1].abs().max() < 1e-4
+    assert torch.allclose(before[:3], after[:3], rtol=1e-4)  # ink and place stay
+
+def test_deskew_shifts_rows_about_the_centre_of_mass():
+    x = torch.zeros(1, 1, 28, 28)
+    x[0, 0, range(6, 21), range(16, 1, -1)] = x[0, 0, range(6, 21), range(17, 2, -1)] = 1  # two pixels wide, one to the left per row
+    upright = torch.zeros(1, 1, 28, 28)
+    upright[:, :, 6:21, 9:11] = 1
+    assert torch.allclose(Deskew()(TensorImageBW(x)), upright, atol=1e-4)
+
+@pytest.mark.parametrize('x', [torch.zeros(2, 1, 28, 28), torch.eye(28)[13].expand(1, 1, 28, 28), torch.eye(28)[13].view(1, 1, 28, 1).expand(1, 1, 28, 28)],
+                         ids=['black', 'column', 'row'])
+def test_deskew_leaves_what_has_no_slant(x): assert torch.allclose(Deskew()(TensorImageBW(x.clone())), x, atol=1e-4)
+
+def test_training_and_test_images_are_deskewed_alike():
+    plain,upright = mnist_dls('digits'),mnist_dls('digits', tfms=[Deskew(), RandomWarp()])
+    for dl in ('valid', 'clean'):
+        x,want = (pixels(clean_train(o) if dl == 'clean' else o.valid)[0] for o in (upright, plain))
+        assert torch.allclose(x, Deskew()(TensorImageBW(want)), atol=.01) and not torch.allclose(x, want, atol=10)
+    seen = pixels(upright.train)[0].sum((2, 3)).sort(0)[0], pixels(clean_train(upright))[0].sum((2, 3)).sort(0)[0]
+    assert torch.allclose(*seen, rtol=1e-3)
 
 def test_warp_without_limits_changes_nothing():
     x = torch.rand(5, 1, 28, 28)

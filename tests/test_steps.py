@@ -237,7 +237,7 @@ def test_no_batch_waits_for_a_gpu(guarded, done):
         batches = 0
         def after_batch(self): self.batches += 1
     learn,counted = step3.learner(data='digits'),Count()
-    learn.dls = data.mnist_dls('digits', augment=data.RandomWarp(**step3.warp), device='meta')
+    learn.dls = data.mnist_dls('digits', tfms=[data.Deskew(), data.RandomWarp(**step3.warp)], device='meta')
     guard = [report.Guard('step3', False, bs=128)] if guarded else []
     with pytest.raises(RuntimeError, match='meta'): learn.fit_one_cycle(1, 1e-2, cbs=[counted, *guard])
     assert counted.batches == done  # of 12 for training and 2 for testing; the guard takes a look in the last one of each
