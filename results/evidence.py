@@ -124,23 +124,29 @@ def public_table():
 
 # Each ablation with the experiment it changes in one thing, and what that thing is.
 ablations = {
-    'ablations/no-batch-norm':    ('step1', 'biases in place of batch norm'),
-    'step2':                      ('step1', '`Model_2` in place of `Model_1`'),
-    'ablations/average-pooling':  ('step2', 'global average in place of depthwise pooling'),
-    'ablations/flattened':        ('step2', 'flattening and a linear layer in place of depthwise pooling'),
-    'ablations/dropout':          ('step2', 'dropout of 0.05 after each ReLU'),
-    'ablations/pooling-last':     ('step2', 'max-pooling after batch norm and ReLU'),
-    'step3':                      ('step2', 'all of step 3 together'),
-    'ablations/step3-dropout':    ('step3', 'dropout of 0.05 after each ReLU'),
-    'ablations/whole-frame':      ('step3', 'all of the frame, nothing cropped'),
-    'ablations/no-average':       ('step3', 'the weights as they are in place of their running mean'),
-    'ablations/constant-rate':    ('step3', "step 2's constant rate in place of the cycle"),
-    'ablations/falling-steps':    ('step3', 'a rate that falls in steps in place of the cycle'),
-    'ablations/no-augmentation':  ('step3', 'no augmentation'),
-    'ablations/no-elastic':       ('step3', 'no elastic distortion'),
-    'ablations/valley':           ('step3', "peak rate 1.2e-3, `lr_find`'s valley"),
-    'ablations/sgd':              ('step3', 'SGD with momentum 0.9, peak rate 0.15'),
+    'ablations/no-batch-norm':        ('step1', 'biases in place of batch norm'),
+    'step2':                          ('step1', '`Model_2` in place of `Model_1`'),
+    'ablations/average-pooling':      ('step2', 'global average in place of depthwise pooling'),
+    'ablations/flattened':            ('step2', 'flattening and a linear layer in place of depthwise pooling'),
+    'ablations/dropout':              ('step2', 'dropout of 0.05 after each ReLU'),
+    'ablations/pooling-last':         ('step2', 'max-pooling after batch norm and ReLU'),
+    'step3':                          ('step2', 'all of step 3 together'),
+    'ablations/step3-dropout':        ('ablations/no-deskewing', 'dropout of 0.05 after each ReLU'),
+    'ablations/whole-frame':          ('ablations/no-deskewing', 'all of the frame, nothing cropped'),
+    'ablations/separable-layers':     ('ablations/no-deskewing', 'depthwise-separable layers, up to 40 channels'),
+    'ablations/no-average':           ('step3', 'the weights as they are in place of their running mean'),
+    'ablations/constant-rate':        ('ablations/no-deskewing', "step 2's constant rate in place of the cycle"),
+    'ablations/falling-steps':        ('ablations/no-deskewing', 'a rate that falls in steps in place of the cycle'),
+    'ablations/no-deskewing':         ('step3', 'no deskewing'),
+    'ablations/no-deskewing-8epochs': ('step3-8epochs', 'no deskewing'),
+    'ablations/no-deskewing-Model_4': ('step3-Model_4', 'no deskewing'),
+    'ablations/no-augmentation':      ('step3', 'no augmentation'),
+    'ablations/no-elastic':           ('ablations/no-deskewing', 'no elastic distortion'),
+    'ablations/valley':               ('step3', "peak rate 1.4e-3, `lr_find`'s valley"),
+    'ablations/sgd':                  ('ablations/no-deskewing', 'SGD with momentum 0.9, peak rate 0.15'),
 }
+
+bases = {'ablations/no-deskewing': 'step3, no deskewing', 'step3-8epochs': 'step3, 8 epochs', 'step3-Model_4': 'step3, `Model_4`'}  # what a base is called where it is not a step
 
 def differences():
     "(mean, standard error, seeds, base, change, name) of every recorded ablation, sorted by the mean."
@@ -149,7 +155,7 @@ def differences():
 def ablations_table():
     "One change at a time, sorted by its effect on the mean of the last five epochs' test accuracy."
     return markdown(['change', 'to', 'points', 'seeds', 'recorded in'],
-                    [[what, base, f'{d:+.2f} ± {se:.2f}', str(n), f'`results/{name}`'] for d,se,n,base,what,name in differences()])
+                    [[what, bases.get(base, base), f'{d:+.2f} ± {se:.2f}', str(n), f'`results/{name}`'] for d,se,n,base,what,name in differences()])
 
 
 def holdout_table():
@@ -169,11 +175,11 @@ def draw_ablations():
     "Picture of the ablations: each difference with twice its standard error, the ones beyond that in colour."
     import matplotlib.pyplot as plt
     found = differences()[::-1]
-    plt.figure(figsize=(9, .42*len(found) + 1))
+    plt.figure(figsize=(10, .36*len(found) + 1))
     for y,(d,se,n,base,what,_) in enumerate(found):
         plt.errorbar(d, y, xerr=2*se, fmt='o', capsize=3, color='C0' if abs(d) > 2*se else 'grey')
     plt.axvline(0, color='black', lw=1)
-    plt.yticks(range(len(found)), [f'{what.replace("`", "")}  ({base})' for _,_,_,base,what,_ in found], fontsize=9)
+    plt.yticks(range(len(found)), [f'{what}  ({bases.get(base, base)})'.replace('`', '') for _,_,_,base,what,_ in found], fontsize=9)
     plt.xlabel('points of test accuracy, ± two standard errors (grey: within)')
     plt.grid(axis='x', alpha=.3)
     plt.tight_layout()

@@ -23,7 +23,7 @@ from fastai.vision.all import ParamScheduler, SGD
 
 import report, step1, step2, step3
 from data import not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count, head
+from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, separable
 
 
 def without_batch_norm():
@@ -63,6 +63,22 @@ def whole_frame():
     "Model_3 without cropping, so with a 6×6 map at the end."
     return nn.Sequential(*list(Model_3())[1:-4], *head(16, 6))
 
+class Repeat(nn.Module):
+    "Repeats the maps, so that a depthwise convolution after it has `times` filters for each."
+    def __init__(self, times):
+        super().__init__()
+        self.times = times
+    def forward(self, x): return torch.cat([x]*self.times, 1)
+
+def separable_layers():
+    "Model_3 with depthwise-separable layers after the first two: wider and one more, no batch norm between depthwise and pointwise."
+    def layer(*args, **kwargs):
+        block = separable(*args, **kwargs)
+        del block[1]
+        return block
+    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, norm=False), conv(8, 8, pad=0, pool=True), Repeat(3),
+                         layer(24, 24), layer(24, 32, pool=True), layer(32, 40), layer(40, 40), *head(40, 5))
+
 def without_average(**kwargs):
     "Step 3, judged by the weights as they are after each epoch."
     learn = step3.learner(**kwargs)
@@ -96,20 +112,24 @@ experiments = {
     'step3': step3.train,
     'step3-8epochs': partial(step3.train, epochs=8),
     'step3-Model_4': partial(step3.train, model=Model_4),
-    'ablations/no-batch-norm':    partial(step1.train, model=without_batch_norm),
-    'ablations/average-pooling':  partial(step2.train, model=average_pooling),
-    'ablations/flattened':        partial(step2.train, model=flattened),
-    'ablations/dropout':          partial(step2.train, model=with_dropout),
-    'ablations/pooling-last':     partial(step2.train, model=pooling_last),
-    'ablations/step3-dropout':    partial(step3.train, model=partial(with_dropout, Model_3)),
-    'ablations/whole-frame':      partial(step3.train, model=whole_frame),
-    'ablations/no-average':       without_average,
-    'ablations/no-augmentation':  partial(step3.train, warp={}),
-    'ablations/no-elastic':       partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/constant-rate':    constant_rate,
-    'ablations/falling-steps':    falling_steps,
-    'ablations/valley':           partial(step3.train, lr=1.2e-3),
-    'ablations/sgd':              with_sgd,
+    'ablations/no-batch-norm':        partial(step1.train, model=without_batch_norm),
+    'ablations/average-pooling':      partial(step2.train, model=average_pooling),
+    'ablations/flattened':            partial(step2.train, model=flattened),
+    'ablations/dropout':              partial(step2.train, model=with_dropout),
+    'ablations/pooling-last':         partial(step2.train, model=pooling_last),
+    'ablations/step3-dropout':        partial(step3.train, model=partial(with_dropout, Model_3), deskew=False),
+    'ablations/whole-frame':          partial(step3.train, model=whole_frame, deskew=False),
+    'ablations/separable-layers':     partial(step3.train, model=separable_layers, deskew=False),
+    'ablations/no-average':           without_average,
+    'ablations/no-deskewing':         partial(step3.train, deskew=False),
+    'ablations/no-deskewing-8epochs': partial(step3.train, epochs=8, deskew=False),
+    'ablations/no-deskewing-Model_4': partial(step3.train, model=Model_4, deskew=False),
+    'ablations/no-augmentation':      partial(step3.train, warp={}),
+    'ablations/no-elastic':           partial(step3.train, warp={**step3.warp, 'elastic': 0}, deskew=False),
+    'ablations/constant-rate':        partial(constant_rate, deskew=False),
+    'ablations/falling-steps':        partial(falling_steps, deskew=False),
+    'ablations/valley':               partial(step3.train, lr=1.4e-3),
+    'ablations/sgd':                  partial(with_sgd, deskew=False),
 }
 
 

@@ -18,7 +18,7 @@ from torchvision import datasets, transforms
 
 import data, evidence, record, report, step3
 
-bs,augment = step3.bs,data.RandomWarp(**step3.warp)
+bs,deskew,warp = step3.bs,data.Deskew(),data.RandomWarp(**step3.warp)
 adam = lambda net: torch.optim.AdamW(net.parameters(), step3.lr, fused=True)
 
 
@@ -27,13 +27,14 @@ def bare(learn):
     train,test = learn.dls.train_ds,learn.dls.valid_ds
     net = type(learn.model)().to(memory_format=torch.channels_last)
     opt,mean = adam(net),AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(.99), use_buffers=True)
-    def norm(x): return x.sub_(data.mean).div_(data.std)
+    def norm(x): return x.as_subclass(torch.Tensor).sub_(data.mean).div_(data.std)
+    def images(x): return deskew.encodes(TensorImageBW(x.float().div_(255)))
     def epoch():
         right = total = 0
         net.train()
         for i,idx in enumerate(torch.randperm(len(train)).split(bs)):
-            x,y = TensorImageBW(train.x[idx].float().div_(255)),train.y[idx]
-            out = net(norm(augment.encodes(x).as_subclass(torch.Tensor)))
+            x,y = images(train.x[idx]),train.y[idx]
+            out = net(norm(warp.encodes(x)))
             loss = F.cross_entropy(out, y)
             loss.backward()
             opt.step()
@@ -44,7 +45,7 @@ def bare(learn):
         mean.eval()
         with torch.no_grad():
             for x,y in zip(test.x.split(data.test_bs), test.y.split(data.test_bs)):
-                out = mean(norm(x.float().div_(255)))
+                out = mean(norm(images(x)))
                 total += F.cross_entropy(out, y)
                 right += (out.argmax(1) == y).sum()
         return float(right), float(total)
@@ -124,7 +125,7 @@ def arithmetic(learn, batches=60):
     ops = {e.key: e.self_cpu_time_total for e in p.key_averages()}
     for kind,pattern in kinds.items(): found[kind] = net_ms * sum(t for k,t in ops.items() if re.search(pattern, k)) / sum(ops.values())
     found['rest of forward and backward'] = net_ms - sum(found.values())
-    found['augmentation'],found['optimizer'] = per_batch(lambda: augment.encodes(raw)),per_batch(opt.step)
+    found['deskewing and augmentation'],found['optimizer'] = per_batch(lambda: warp.encodes(deskew.encodes(raw))),per_batch(opt.step)
     macs = 0
     def count(m, _, out):
         nonlocal macs
