@@ -141,7 +141,7 @@ ablations = {
     'ablations/no-deskewing-8epochs': ('step3-8epochs', 'no deskewing'),
     'ablations/no-deskewing-Model_4': ('step3-Model_4', 'no deskewing'),
     'ablations/no-augmentation':      ('step3', 'no augmentation'),
-    'ablations/no-elastic':           ('ablations/no-deskewing', 'no elastic distortion'),
+    'ablations/no-elastic':           ('step3', 'no elastic distortion'),
     'ablations/valley':               ('step3', "peak rate 1.4e-3, `lr_find`'s valley"),
     'ablations/sgd':                  ('ablations/no-deskewing', 'SGD with momentum 0.9, peak rate 0.15'),
 }

@@ -125,7 +125,7 @@ experiments = {
     'ablations/no-deskewing-8epochs': partial(step3.train, epochs=8, deskew=False),
     'ablations/no-deskewing-Model_4': partial(step3.train, model=Model_4, deskew=False),
     'ablations/no-augmentation':      partial(step3.train, warp={}),
-    'ablations/no-elastic':           partial(step3.train, warp={**step3.warp, 'elastic': 0}, deskew=False),
+    'ablations/no-elastic':           partial(step3.train, warp={**step3.warp, 'elastic': 0}),
     'ablations/constant-rate':        partial(constant_rate, deskew=False),
     'ablations/falling-steps':        partial(falling_steps, deskew=False),
     'ablations/valley':               partial(step3.train, lr=1.4e-3),
