@@ -146,7 +146,8 @@ ablations = {
     'ablations/sgd':                  ('ablations/no-deskewing', 'SGD with momentum 0.9, peak rate 0.15'),
 }
 
-bases = {'ablations/no-deskewing': 'step3, no deskewing', 'step3-8epochs': 'step3, 8 epochs', 'step3-Model_4': 'step3, `Model_4`'}  # what a base is called where it is not a step
+# What a base is called where it is not a step.
+bases = {'ablations/no-deskewing': 'step3, no deskewing', 'step3-8epochs': 'step3, 8 epochs', 'step3-Model_4': 'step3, `Model_4`'}
 
 def differences():
     "(mean, standard error, seeds, base, change, name) of every recorded ablation, sorted by the mean."
