@@ -117,8 +117,8 @@ experiments = {
     'ablations/flattened':            partial(step2.train, model=flattened),
     'ablations/dropout':              partial(step2.train, model=with_dropout),
     'ablations/pooling-last':         partial(step2.train, model=pooling_last),
-    'ablations/step3-dropout':        partial(step3.train, model=partial(with_dropout, Model_3), deskew=False),
-    'ablations/whole-frame':          partial(step3.train, model=whole_frame, deskew=False),
+    'ablations/step3-dropout':        partial(step3.train, model=partial(with_dropout, Model_3)),
+    'ablations/whole-frame':          partial(step3.train, model=whole_frame),
     'ablations/separable-layers':     partial(step3.train, model=separable_layers, deskew=False),
     'ablations/no-average':           without_average,
     'ablations/no-deskewing':         partial(step3.train, deskew=False),
@@ -126,10 +126,13 @@ experiments = {
     'ablations/no-deskewing-Model_4': partial(step3.train, model=Model_4, deskew=False),
     'ablations/no-augmentation':      partial(step3.train, warp={}),
     'ablations/no-elastic':           partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/constant-rate':        partial(constant_rate, deskew=False),
-    'ablations/falling-steps':        partial(falling_steps, deskew=False),
+    'ablations/no-affine':            partial(step3.train, warp={'elastic': step3.warp['elastic']}),
+    'ablations/constant-rate':        constant_rate,
+    'ablations/falling-steps':        falling_steps,
     'ablations/valley':               partial(step3.train, lr=1.4e-3),
-    'ablations/sgd':                  partial(with_sgd, deskew=False),
+    'ablations/minimum':              partial(step3.train, lr=3.6e-2),
+    'ablations/steep':                partial(step3.train, lr=5.8e-2),
+    'ablations/sgd':                  with_sgd,
 }
 
 
