@@ -32,7 +32,7 @@ Analysis
     The optimizer: SGD with momentum, at a peak rate of its own, makes -0.03 ± 0.02 points [ablations/sgd against step3], within
     twice its error.
     Two changes are for speed, batches of 256 and the cropped rim: all of the frame makes +0.04 ± 0.02 points [ablations/whole-frame
-    against step3], within twice its error.
+    against step3], within twice its error, and the two hold-outs disagree about it (results/holdout.csv).
 """
 from fastai.vision.all import *
 from fastcore.script import call_parse
