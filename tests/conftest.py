@@ -5,8 +5,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import data
-
 os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
 
 project = Path(__file__).resolve().parent.parent
@@ -48,6 +46,7 @@ def write_idx(path, values):
 @pytest.fixture
 def root(tmp_path, monkeypatch):
     "A folder in MNIST's layout with 1,200 + 300 of the small digits, whose checksums `data` takes for MNIST's."
+    import data  # here, so that the process that only hands out the tests does not wait for fastai
     raw = tmp_path/'root'/'MNIST'/'raw'
     raw.mkdir(parents=True)
     for part,(x,y) in zip(('train', 't10k'), data.load_digits()):

@@ -14,7 +14,9 @@ posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and f
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
+def elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(report, 'figure', lambda *args: None)  # pictures are not what is put to the test, and take longer than the training
 
 @pytest.fixture(autouse=True)
 def old_handlers():
@@ -30,6 +32,7 @@ import os, random, signal, sys, time
 from pathlib import Path
 import report, step3
 random.seed(int(sys.argv[1]))
+report.figure = lambda *args: None  # as above
 folder = Path('runs/step3/not-MNIST')
 aside = folder/'.checkpoint.pth'
 
