@@ -37,6 +37,12 @@ def tmpfs(tmp_path):
     return run
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    "For tests of a whole run, not of its pictures, which take longer than the training."
+    monkeypatch.setattr('report.figure', lambda *args: None)
+
+
 def write_idx(path, values):
     "Write a uint8 array in the IDX format of MNIST's raw files."
     values = np.asarray(values, dtype=np.uint8)

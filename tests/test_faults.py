@@ -14,9 +14,7 @@ posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and f
 
 
 @pytest.fixture(autouse=True)
-def elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(report, 'figure', lambda *args: None)  # pictures are not what is put to the test, and take longer than the training
+def elsewhere(tmp_path, monkeypatch, no_pictures): monkeypatch.chdir(tmp_path)
 
 @pytest.fixture(autouse=True)
 def old_handlers():
@@ -32,7 +30,6 @@ import os, random, signal, sys, time
 from pathlib import Path
 import report, step3
 random.seed(int(sys.argv[1]))
-report.figure = lambda *args: None  # as above
 folder = Path('runs/step3/not-MNIST')
 aside = folder/'.checkpoint.pth'
 
