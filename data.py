@@ -1,7 +1,7 @@
 """MNIST in memory, served to fastai a whole batch at a time.
 
     dls = mnist_dls()                 # train on 60,000, test on 10,000
-    dls = mnist_dls(holdout=True)     # train on 50,000, choose on the other 10,000 training images
+    dls = mnist_dls(fold=6)           # train on 50,000, judge on the other 10,000 training images, the last of six folds
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
@@ -218,17 +218,18 @@ def mnist_dls(
     root=None,     # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
     bs=128,        # Images per training batch
     tfms=None,     # Transforms of a batch: `Deskew` for all images, `RandomWarp` for the training images
-    holdout=False, # Train on the first 50,000 training images and judge on the other 10,000, instead of train and test
+    fold=None,     # 1 to 6: judge on this sixth of the training images, train on the other five; None: train and test images
     device=None    # Where images and net live; else CUDA where there is one, else the CPU
 ):
     "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); the test images are never augmented."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     name,train,test = read(data, mnist_root(root))
-    if holdout:
-        n = len(train[0])*5//6
-        train,test = [o[:n] for o in train],[o[n:] for o in train]
+    if fold:
+        if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
+        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous: the writers differ from fold to fold
+        train,test = [o[~held] for o in train],[o[held] for o in train]
     train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
-    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {"hold-out" if holdout else "test"}')
+    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')
     tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
     lonely = len(train_ds) % bs == 1  # batch norm cannot train on a batch of one image: that one sits the epoch out
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, drop_last=lonely, after_batch=tfms, device=device)

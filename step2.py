@@ -33,10 +33,10 @@ bs = 128       # images per batch
 lr = 3e-3      # as in step 1, so that only the net changes; between `lr_find`'s valley and slide (results/lr_find.csv)
 
 
-def learner(model=Model_2, seed=0, bs=bs, data='auto', root=None, holdout=False):
+def learner(model=Model_2, seed=0, bs=bs, data='auto', root=None, fold=None):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. The arguments of `mnist_dls` are passed on."
     report.repeatable(seed)
-    dls = mnist_dls(data, root, bs, holdout=holdout)
+    dls = mnist_dls(data, root, bs, fold=fold)
     net = model().to(memory_format=torch.channels_last)  # faster on a CPU
     return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), metrics=report.accuracy,
                               cbs=report.History(), model_dir=report.runs/step)

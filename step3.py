@@ -79,10 +79,10 @@ class Average(Callback):
         self.mean = None
 
 
-def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, holdout=False, warp=warp, deskew=True):
+def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, fold=None, warp=warp, deskew=True):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. The arguments of `mnist_dls` are passed on."
     report.repeatable(seed)
-    dls = mnist_dls(data, root, bs, [Deskew()]*deskew + [RandomWarp(**warp)], holdout)
+    dls = mnist_dls(data, root, bs, [Deskew()]*deskew + [RandomWarp(**warp)], fold)
     net = model().to(memory_format=torch.channels_last)  # faster on a CPU
     return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), opt_func=adam, metrics=report.accuracy,
                               cbs=[report.History(), Average()], model_dir=report.runs/step)

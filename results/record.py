@@ -2,19 +2,21 @@
 
     python results/record.py step3                     # seeds 0 to 4 of step 3, those not recorded yet
     python results/record.py step3 --seeds 20 --jobs 8
+    python results/record.py step3 --folds --seeds 2   # on the six held-out folds of the training images: how a recipe is chosen
     python results/record.py --help                    # the experiments
 
-Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device and threads.
+Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device, threads and, as packed bits,
+which of the judged images its last epoch got right. With --folds: results/folds/NAME/foldF-seedSS.csv and .json.
 What is recorded is skipped, so that an interrupted recording goes on where it was; delete files to record them anew.
 """
-import argparse, contextlib, io, json, os, platform, sys
+import argparse, base64, contextlib, io, json, os, platform, sys
 from functools import partial
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
-import fastai, torch, torchvision
+import fastai, numpy, torch, torchvision
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 from fastprogress import progress_bar
@@ -136,15 +138,27 @@ experiments = {
 }
 
 
-def record(name, seed, root):
-    "Train experiment `name` with `seed` on all of MNIST's training images and write its two files."
-    with contextlib.redirect_stdout(io.StringIO()): learn = experiments[name](seed=seed, data='mnist', root=root)
-    rows,path = learn.history.rows,here/name/f'seed{seed:02d}.csv'
+def run_path(name, seed, fold=None):
+    "The CSV of a run of experiment `name`."
+    return here/'folds'/name/f'fold{fold}-seed{seed:02d}.csv' if fold else here/name/f'seed{seed:02d}.csv'
+
+
+def right(learn):
+    "Which of the images that `learn` is judged on it gets right, in order: eight to a byte, base64 (`numpy.unpackbits` reads it)."
+    with learn.no_bar(), learn.no_logging(): logits,labels = learn.get_preds()
+    return base64.b64encode(numpy.packbits((logits.argmax(1) == labels).numpy())).decode()
+
+
+def record(name, seed, fold, root):
+    "Train experiment `name` with `seed` on MNIST's training images, those of `fold` left out, and write its two files."
+    with contextlib.redirect_stdout(io.StringIO()): learn = experiments[name](seed=seed, data='mnist', root=root, fold=fold)
+    rows,path = list(learn.history.rows),run_path(name, seed, fold)
     if not_mnist in learn.dls.train_ds.name or len(rows) != learn.n_epoch: raise RuntimeError(f'{name}, seed {seed}: not a full run on MNIST')
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(parameters=count(learn.model), threads=torch.get_num_threads(), device=str(learn.dls.device),
                  cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',
-                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
+                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
+                 right=right(learn))
     report.save(lambda p: p.write_text(json.dumps(about, indent=1) + '\n'), path.with_suffix('.json'))
     report.save(lambda p: report.write_csv(rows, p), path)  # last: a CSV means that the run is whole
 
@@ -156,11 +170,13 @@ def main():
     cli.add_argument('--jobs', type=report.natural, default=os.cpu_count(), help='runs side by side (default: one per core)')
     cli.add_argument('--backend', default='loky', help='joblib backend, such as loky, dask or ray (default: loky)')
     cli.add_argument('--root', help="folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder")
+    cli.add_argument('--folds', action='store_true', help='six runs a seed, each judged on one held-out fold of the training images')
     args = cli.parse_args()
-    todo = [(name, seed) for name in args.names for seed in range(args.seeds) if not (here/name/f'seed{seed:02d}.csv').exists()]
+    todo = [(name, seed, fold) for seed in range(args.seeds) for name in args.names for fold in (range(1, 7) if args.folds else [None])
+            if not run_path(name, seed, fold).exists()]
     print(f'{len(todo)} runs to record')
     with parallel_config(backend=args.backend, n_jobs=args.jobs, inner_max_num_threads=1):
-        done = Parallel(return_as='generator_unordered')(delayed(record)(name, seed, args.root) for name,seed in todo)
+        done = Parallel(return_as='generator_unordered')(delayed(record)(*run, args.root) for run in todo)
         for _ in progress_bar(done, total=len(todo)): pass
 
 

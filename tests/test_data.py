@@ -118,12 +118,15 @@ def test_rotation_is_in_degrees(monkeypatch):
     turned = RandomWarp(degrees=90)(TensorImageBW(x), split_idx=0)
     assert any(torch.allclose(turned, torch.rot90(x, k, (2, 3)), atol=1e-3) for k in (1, 3))
 
-def test_holdout_is_disjoint_and_leaves_the_test_images_out(root):
-    whole,held = mnist_dls('mnist', root),mnist_dls('mnist', root, holdout=True)
-    assert (len(whole.train_ds), len(whole.valid_ds), len(held.train_ds), len(held.valid_ds)) == (1200, 300, 1000, 200)
-    assert torch.equal(torch.cat([held.train_ds.x, held.valid_ds.x]), whole.train_ds.x)
-    assert torch.equal(torch.cat([held.train_ds.y, held.valid_ds.y]), whole.train_ds.y)
-    assert 'hold-out' in held.valid_ds.name and 'test' in whole.valid_ds.name and whole.train_ds.name.startswith('MNIST')
+def test_folds_are_disjoint_and_leave_the_test_images_out(root):
+    whole,held = mnist_dls('mnist', root),[mnist_dls('mnist', root, fold=f) for f in range(1, 7)]
+    assert (len(whole.train_ds), len(whole.valid_ds)) == (1200, 300)
+    for f in held: assert (len(f.train_ds), len(f.valid_ds)) == (1000, 200)
+    for part in ('x', 'y'):
+        assert torch.equal(torch.cat([getattr(f.valid_ds, part) for f in held]), getattr(whole.train_ds, part))
+        assert torch.equal(getattr(held[0].train_ds, part), getattr(whole.train_ds, part)[200:])
+    assert 'fold 1' in held[0].valid_ds.name and 'test' in whole.valid_ds.name and whole.train_ds.name.startswith('MNIST')
+    with pytest.raises(CliError, match='1 to 6'): mnist_dls('digits', fold=7)
 
 def test_root_by_argument_then_environment(root, monkeypatch, tmp_path):
     monkeypatch.setenv('MNIST_ROOT', str(root))
@@ -320,7 +323,7 @@ def test_fastai_shows_predicts_interprets_and_exports(tmp_path, monkeypatch):
 
 @pytest.mark.mnist
 def test_real_mnist():
-    whole,held = mnist_dls('mnist'),mnist_dls('mnist', holdout=True)
+    whole,held = mnist_dls('mnist'),mnist_dls('mnist', fold=6)
     assert (len(whole.train_ds), len(whole.valid_ds), len(held.train_ds), len(held.valid_ds)) == (60_000, 10_000, 50_000, 10_000)
     x = whole.train_ds.x.float()/255
     assert abs(x.mean() - data.mean) < 1e-4 and abs(x.std() - data.std) < 1e-4
