@@ -86,6 +86,14 @@ def resample(x, source):
     return F.grid_sample(x, source.view(n, 2, h, w).permute(0, 2, 3, 1), padding_mode='zeros', align_corners=False)
 
 
+def slants(x, basis):
+    "By how much x changes with y along the strokes of each image (n, 1, h, w), from its second moments, and the y of its centre of mass."
+    mass,mx,my,xy,yy = (x.flatten(1) @ torch.stack([basis[2], *basis[:2], basis[0]*basis[1], basis[1]**2], 1)).unbind(1)
+    mass = mass.clamp(min=1e-6)  # of a black image, too, which stays as it is
+    mx,my = mx/mass,my/mass
+    return (xy/mass - mx*my) / (yy/mass - my**2).clamp(min=1e-6), my
+
+
 class Deskew(Transform):
     """Shears each image of a batch (n, 1, h, w), training and test alike, until it stands upright: shifts its rows so that the
     brightness of its pixels, taken as their weight, is spread over x and over y without covariance.
@@ -122,20 +130,31 @@ class RandomWarp(RandTransform):
         scale=0.,   # Change of size, as a fraction
         shear=0.,   # Horizontal shear, as a fraction
         elastic=0., # Elastic displacement, in pixels
+        deskew=False, # Set each image upright as well, training and test alike, in the same resampling
         **kwargs
     ):
         store_attr()
         super().__init__(**kwargs)
+        if deskew: self.split_idx = None  # test images, too
+
+    def before_call(self, b, split_idx): self.test = bool(split_idx)  # nothing random there
 
     def encodes(self, x:TensorImage):
         x = x.as_subclass(Tensor)  # a subclass takes longer over each of the operations that follow
         n,_,h,w = x.shape
+        basis = pixel_basis(h, w, x.device)
         def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
-        turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
-        cos,sin = turn.cos()/size, turn.sin()/size
-        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
-        bumps = torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)
-        return TensorImageBW(resample(x, torch.cat([affine, bumps], 2).view(2*n, 19) @ pixel_basis(h, w, x.device)))
+        if self.test: source = torch.eye(2, 19, device=x.device).repeat(n, 1, 1)
+        else:
+            turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
+            cos,sin = turn.cos()/size, turn.sin()/size
+            affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
+            source = torch.cat([affine, torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)], 2)
+        if self.deskew:
+            slant,my = slants(x, basis)
+            source[:, 0] += slant[:, None]*source[:, 1]  # x of the source moves with its y, about the centre of mass
+            source[:, 0, 2] -= slant*my
+        return TensorImageBW(resample(x, source.view(2*n, 19) @ basis))
 
 
 class MNIST(datasets.MNIST):

@@ -4,6 +4,7 @@
 """
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 budget = 8_000  # a model must have fewer parameters than this
 
@@ -29,6 +30,28 @@ def separable(ni, nf, pad=1, pool=False):
     pooling = [nn.MaxPool2d(2)] if pool else []
     return nn.Sequential(nn.Conv2d(ni, ni, 3, padding=pad, groups=ni, bias=False), nn.BatchNorm2d(ni),
                          nn.Conv2d(ni, nf, 1, bias=False), *pooling, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+
+
+class TurnedConv2d(nn.Conv2d):
+    """A 3×3 convolution with each of its `nf` filters used at 0°, 90°, 180° and 270°: 4·`nf` channels come out, filter by filter.
+
+    4·`ni` channels go in, of such a layer before; or, with `lift`, the `ni` channels of an image, which have no angle. A layer has a
+    quarter of the weights of an ordinary one of its width (Cohen and Welling 2016, "Group Equivariant Convolutional Networks",
+    sections 4 and 6: the group p4).
+    """
+    def __init__(self, ni, nf, padding=0, lift=False):
+        super().__init__(ni * (1 if lift else 4), nf, 3, padding=padding, bias=False)
+        self.angles = 1 if lift else 4
+    def forward(self, x):
+        w = self.weight.unflatten(1, (-1, self.angles))                                  # nf, ni, angle in, 3, 3
+        w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)            # nf, angle out, ni, angle in, 3, 3
+        return F.conv2d(x, w.flatten(2, 3).flatten(0, 1), padding=self.padding)
+
+
+def turned(ni, nf, pad=1, pool=False, lift=False):
+    "`conv` with turned filters: 4·`ni` channels in (`ni` with `lift`), 4·`nf` out."
+    pooling = [nn.MaxPool2d(2)] if pool else []
+    return nn.Sequential(TurnedConv2d(ni, nf, pad, lift), *pooling, nn.BatchNorm2d(4*nf), nn.ReLU(inplace=True))
 
 
 def head(nf, size):

@@ -182,7 +182,7 @@ class Guard(Callback):
 
     def nets(self):
         "The net that is trained, and the running mean of its weights where a step has one."
-        return [self.model, *([self.average.mean] if hasattr(self.learn, 'average') else [])]
+        return [self.model, *([self.ema.mean] if hasattr(self.learn, 'ema') else [])]
 
     def before_epoch(self):
         if self.epoch < len(self.history.rows) and not self.history.new:

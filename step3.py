@@ -34,9 +34,10 @@ Analysis
     Two changes are for speed, batches of 256 and the cropped rim: all of the frame makes +0.04 ± 0.02 points [ablations/whole-frame
     against step3], within twice its error, and the two hold-outs disagree about it (results/holdout.csv).
 """
+from copy import deepcopy
+
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import report
 from data import Deskew, RandomWarp, mnist_dls
@@ -50,42 +51,39 @@ adam = partial(OptimWrapper, opt=partial(torch.optim.AdamW, fused=True))  # torc
 lr = 1.5e-2    # the peak of the cycle: about `lr_find`'s slide (results/lr_find.csv); its valley is too low, says the text above
 warm_up = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.05, elastic=.4)  # limits for each image; the units are `RandomWarp`'s
-memory = 2     # epochs: how far back the mean of the weights reaches; half of it ends lower in 8 epochs, alike in 15 (results/holdout.csv)
-every = 4      # batches from one look at the weights to the next: each takes time
+ema_epochs = 2 # how far back the mean of the weights reaches; half of it ends lower in 8 epochs, alike in 15 (results/holdout.csv)
+ema_every = 4    # batches from one look at the weights to the next: each takes time
 
 
-class Average(Callback):
-    """Judges the running mean of the weights, and leaves it in the net in the end: single steps scatter around it.
+class EMA(Callback):
+    """Validates the exponential moving average of the weights, and leaves it in the net at the end: single steps scatter around it.
 
     (Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging", here with exponential weights.)
     """
-    order,run_valid = TrainEvalCallback.order - 1,False  # the mean takes its place before it is put into its mode
-    mean = trained = None
+    raw = None
 
     def before_fit(self):
-        if self.trained: self.after_validate()  # a test was broken off
-        whole = memory*len(self.dls.train)  # in batches
-        def blend(mean, now, _):
-            reach = min(whole, every*self.mean.n_averaged.item()/3)  # at first the last third, to forget the untrained net
-            get_ema_multi_avg_fn(1 - every/max(reach, every))(mean, now, _)
-        self.model.to(self.dls.device)  # where fastai would take it later, without the mean
-        self.mean = AveragedModel(self.model, multi_avg_fn=blend, use_buffers=True)
+        if self.raw: self.after_validate()  # a validation was interrupted
+        self.mean,self.n = deepcopy(self.model).eval(),0
     def after_batch(self):
-        if self.iter % every == 0: self.mean.update_parameters(self.model)
-    def before_validate(self): self.trained,self.learn.model = self.model,self.mean.module
-    def after_validate(self): self.learn.model,self.trained = self.trained,None
-    def after_fit(self):
-        self.model.load_state_dict(self.mean.module.state_dict())
-        self.mean = None
+        if not self.training or self.iter % ema_every: return
+        decay = min(1 - ema_every/(ema_epochs*self.n_iter), self.n/(self.n + 3))  # short at first, to forget the untrained net
+        for mean,now in zip(self.mean.state_dict().values(), self.model.state_dict().values()):
+            if mean.is_floating_point(): mean.lerp_(now, 1 - decay)
+            else: mean.copy_(now)
+        self.n += 1
+    def before_validate(self): self.raw,self.learn.model = self.model,self.mean
+    def after_validate(self): self.learn.model,self.raw = self.raw,None
+    def after_fit(self): self.model.load_state_dict(self.mean.state_dict())
 
 
-def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, fold=None, warp=warp, deskew=True):
+def learner(model=Model_3, seed=0, bs=bs, data='auto', root=None, fold=None, warp=warp, deskew=True, tfms=None, opt_func=adam):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. The arguments of `mnist_dls` are passed on."
     report.repeatable(seed)
-    dls = mnist_dls(data, root, bs, [Deskew()]*deskew + [RandomWarp(**warp)], fold)
+    dls = mnist_dls(data, root, bs, tfms or [Deskew()]*deskew + [RandomWarp(**warp)], fold)
     net = model().to(memory_format=torch.channels_last)  # faster on a CPU
-    return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), opt_func=adam, metrics=report.accuracy,
-                              cbs=[report.History(), Average()], model_dir=report.runs/step)
+    return report.LeanLearner(dls, net, loss_func=report.CrossEntropy(), opt_func=opt_func, metrics=report.accuracy,
+                              cbs=[report.History(), EMA()], model_dir=report.runs/step)
 
 
 def train(epochs=epochs, lr=lr, cbs=None, **kwargs):

@@ -21,11 +21,12 @@ from joblib import Parallel, delayed, parallel_config
 from torch import nn
 from fastprogress import progress_bar
 
-from fastai.vision.all import ParamScheduler, SGD
+from fastai.vision.all import Adam, ParamScheduler, SGD
 
 import report, step1, step2, step3
+from data import RandomWarp
 from data import not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, separable
+from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, separable, turned
 
 
 def without_batch_norm():
@@ -107,6 +108,15 @@ def with_sgd(**kwargs):
     learn.fit_one_cycle(step3.epochs, .15, pct_start=step3.warm_up)
     return learn
 
+def turned_net(a=(2, 2), b=(4, 6), c=(8, 8)):
+    "Model_3's shape in turned filters, `a`, `b` and `c` of them in the layers of its three scales; no batch norm in the head."
+    last = 4*c[-1]
+    return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True),
+                         turned(a[1], b[0]), turned(b[0], b[1], pool=True), turned(b[1], c[0]), *(turned(i, o) for i,o in zip(c, c[1:])),
+                         nn.Conv2d(last, last, 5, groups=last, bias=False), nn.Flatten(), nn.Linear(last, 10))
+
+once = partial(step3.train, model=turned_net, opt_func=Adam, tfms=[RandomWarp(**step3.warp, deskew=True)])
+
 
 experiments = {
     'step1': step1.train,
@@ -135,6 +145,11 @@ experiments = {
     'ablations/minimum':              partial(step3.train, lr=3.6e-2),
     'ablations/steep':                partial(step3.train, lr=5.8e-2),
     'ablations/sgd':                  with_sgd,
+    'turned':                         once,
+    'turned-adamw':                   partial(once, opt_func=step3.adam),
+    'turned-rate-0.03':               partial(once, lr=3e-2),
+    'turned-wider':                   partial(once, model=partial(turned_net, b=(6, 6))),
+    'turned-half':                    partial(once, model=partial(turned_net, b=(4, 4), c=(5, 5))),
 }
 
 
