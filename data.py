@@ -5,14 +5,17 @@
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
-import contextlib, functools, os, socket, sys, tempfile
+import contextlib, functools, os, socket, sys, tempfile, warnings
 from hashlib import md5
 from http.client import HTTPException
 from urllib.error import URLError
 
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's own, at each import of it
+
 from fastai.vision.all import *
 from fastcore.script import CliError
-from torchvision import datasets
+from torchvision.datasets import MNIST
+from torchvision.datasets.mnist import read_image_file, read_label_file
 
 # MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
 raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
@@ -21,7 +24,7 @@ raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
            't10k-labels-idx1-ubyte':  '27ae3e4e09519cfbb04c329615203637'}
 not_mnist = "scikit-learn's 1,797 small digits (NOT MNIST)"
 mean, std = 0.1307, 0.3081  # of the 60,000 training images, pixels scaled to [0, 1]
-patience = 20  # seconds: a network that is silent for so long is no network
+timeout = 20   # seconds without an answer from the network
 test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
@@ -29,7 +32,7 @@ class DigitImages:
     "Images `x`, uint8 (n, 1, 28, 28), handed out as floats in [0, 1], and labels `y`, int64 (n,), indexed by a whole batch of positions."
     n_inp, vocab = 1, CategoryMap(range(10), sort=False)
 
-    # `split_idx` is what tells fastai to leave test images alone: 0 is augmented, 1 is not.
+    # `split_idx` tells fastai's random transforms what the images are for: 0 training, 1 validation.
     def __init__(self, x, y=None, split_idx=1, name='images'): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
@@ -38,7 +41,7 @@ class DigitImages:
 
     def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
 
-    # `Interpretation` picks its worst items by `dl.items.iloc[idxs]`; `export` keeps an empty copy.
+    # What `Interpretation` (`items.iloc`), `export` (`new_empty`) and `tta` (`set_split_idx`) ask of a dataset.
     @property
     def items(self): return self
     @property
@@ -50,6 +53,11 @@ class DigitImages:
         y = None if self.y is None else self.y[idx].clone()
         return DigitImages(self.x[idx].clone(), y, self.split_idx, self.name)
     def new_empty(self): return self.subset(slice(0))
+    @contextlib.contextmanager
+    def set_split_idx(self, split_idx):
+        was,self.split_idx = self.split_idx,split_idx
+        try: yield self
+        finally: self.split_idx = was
 
 
 class BatchDL(TfmdDL):
@@ -58,7 +66,7 @@ class BatchDL(TfmdDL):
         if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
         super().__init__(dataset, num_workers=num_workers, **kwargs)
     def create_batches(self, idxs):
-        idxs = torch.tensor(list(idxs), device=self.dataset.x.device)  # once per epoch: nothing else crosses over to a GPU
+        idxs = torch.tensor(list(idxs), device=self.dataset.x.device)
         for batch in idxs.split(self.bs):
             if len(batch) == self.bs or not self.drop_last: yield self.dataset[batch]
 
@@ -72,94 +80,64 @@ def stack_items(items):
 
 @functools.lru_cache
 def pixel_basis(h, w, device):
-    """What every pixel's source is a weighted sum of, (19, h·w): x, y, 1 and the 16 bumps of the elastic grid.
-
-    One matrix product then makes all sources of a batch, ten times as fast as `affine_grid` and `interpolate`.
-    """
-    y,x = torch.meshgrid(*((torch.arange(o)*2 + 1)/o - 1 for o in (h, w)), indexing='ij')  # pixel centres, from -1 to 1
+    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and the 16 bumps of the elastic grid. The place that a warped pixel is taken
+    from is a weighted sum of these, so that one matrix product gives the places for a whole batch."""
+    y,x = torch.meshgrid(*((torch.arange(o)*2 + 1)/o - 1 for o in (h, w)), indexing='ij')
     bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
     return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps]).flatten(1).to(device)
 
-def resample(x, source):
-    "Images (n, 1, h, w) from `x` of the same shape, each pixel taken from its `source` (2·n, h·w): x and y, from -1 to 1; black outside."
-    n,_,h,w = x.shape
-    return F.grid_sample(x, source.view(n, 2, h, w).permute(0, 2, 3, 1), padding_mode='zeros', align_corners=False)
-
-
 def slants(x, basis):
-    "By how much x changes with y along the strokes of each image (n, 1, h, w), from its second moments, and the y of its centre of mass."
+    "How far the strokes of each image (n, 1, h, w) lean: covariance of x and y over variance of y, pixels weighted by brightness; and mean y."
     mass,mx,my,xy,yy = (x.flatten(1) @ torch.stack([basis[2], *basis[:2], basis[0]*basis[1], basis[1]**2], 1)).unbind(1)
     mass = mass.clamp(min=1e-6)  # of a black image, too, which stays as it is
     mx,my = mx/mass,my/mass
     return (xy/mass - mx*my) / (yy/mass - my**2).clamp(min=1e-6), my
 
 
-class Deskew(Transform):
-    """Shears each image of a batch (n, 1, h, w), training and test alike, until it stands upright: shifts its rows so that the
-    brightness of its pixels, taken as their weight, is spread over x and over y without covariance.
-
-    (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-A.) What enters is black.
-    """
-    order = 29  # before `RandomWarp`: the random slant comes on top
-
-    def encodes(self, x:TensorImage):
-        x = x.as_subclass(Tensor)
-        n,_,h,w = x.shape
-        basis = pixel_basis(h, w, x.device)
-        mass,mx,my,xy,yy = (x.view(n, -1) @ torch.stack([basis[2], *basis[:2], basis[0]*basis[1], basis[1]**2], 1)).unbind(1)
-        mass = mass.clamp(min=1e-6)  # of a black image, too, which stays as it is
-        mx,my = mx/mass,my/mass
-        slant = (xy/mass - mx*my) / (yy/mass - my**2).clamp(min=1e-6)  # by how much x changes with y
-        one,nought = torch.ones_like(slant),torch.zeros_like(slant)
-        affine = torch.stack([one, slant, -slant*my, nought, one, nought], 1)
-        return TensorImageBW(resample(x, affine.view(2*n, 3) @ basis[:3]))
-
-
 class RandomWarp(RandTransform):
-    """Moves each image of a batch (n, 1, h, w) by its own random affine map and elastic distortion, resampled once.
+    """Moves each training image of a batch (n, 1, h, w) by its own random affine map and elastic distortion; with `deskew`, sets every
+    image upright, validation images too, in the same bilinear interpolation. Black enters from outside the frame.
 
-    Every draw is uniform between minus and plus its limit, but for `elastic`: the standard deviation of normal
-    displacements on a 4×4 grid, interpolated to a smooth field (after Simard et al. 2003, section 2).
-    What enters from outside the frame is black.
+    Every draw is uniform between minus and plus its limit, but for `elastic`: the standard deviation of normal displacements on a 4×4
+    grid, interpolated to a smooth field (after Simard et al. 2003, section 2). Upright means: the rows are shifted until the brightness
+    of the pixels has no covariance of x and y (LeCun et al. 1998, section III-A).
     """
     order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 still means black
 
     def __init__(self,
-        degrees=0., # Rotation, in degrees
-        shift=0.,   # Shift along each axis, in pixels
-        scale=0.,   # Change of size, as a fraction
-        shear=0.,   # Horizontal shear, as a fraction
-        elastic=0., # Elastic displacement, in pixels
-        deskew=False, # Set each image upright as well, training and test alike, in the same resampling
+        degrees=0.,   # Rotation, in degrees
+        shift=0.,     # Shift along each axis, in pixels
+        scale=0.,     # Change of size, as a fraction
+        shear=0.,     # Horizontal shear, as a fraction
+        elastic=0.,   # Elastic displacement, in pixels
+        deskew=False, # Set images upright first
         **kwargs
     ):
         store_attr()
         super().__init__(**kwargs)
-        if deskew: self.split_idx = None  # test images, too
+        if deskew: self.split_idx = None  # validation images, too
 
-    def before_call(self, b, split_idx): self.test = bool(split_idx)  # nothing random there
+    def before_call(self, b, split_idx): self.random = not split_idx
 
     def encodes(self, x:TensorImage):
         x = x.as_subclass(Tensor)  # a subclass takes longer over each of the operations that follow
         n,_,h,w = x.shape
         basis = pixel_basis(h, w, x.device)
-        def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
-        if self.test: source = torch.eye(2, 19, device=x.device).repeat(n, 1, 1)
-        else:
-            turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
-            cos,sin = turn.cos()/size, turn.sin()/size
-            affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
-            source = torch.cat([affine, torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)], 2)
+        source = self.draw(n, h, w, x.device) if self.random else torch.eye(2, 19, device=x.device).repeat(n, 1, 1)
         if self.deskew:
             slant,my = slants(x, basis)
-            source[:, 0] += slant[:, None]*source[:, 1]  # x of the source moves with its y, about the centre of mass
+            source[:, 0] += slant[:, None]*source[:, 1]  # x moves with y, about the centre of mass
             source[:, 0, 2] -= slant*my
-        return TensorImageBW(resample(x, source.view(2*n, 19) @ basis))
+        source = (source.view(2*n, 19) @ basis).view(n, 2, h, w).permute(0, 2, 3, 1)
+        return TensorImageBW(F.grid_sample(x, source, padding_mode='zeros', align_corners=False))
 
-
-class MNIST(datasets.MNIST):
-    "torchvision's, but for the `processed` folder of its old versions, which nobody can verify."
-    def _check_legacy_exist(self): return False
+    def draw(self, n, h, w, device):
+        "For each of `n` images the weights (2, 19) of `pixel_basis` that give where a pixel is taken from, x and y."
+        def draw(limit): return torch.empty(n, device=device).uniform_(-limit, limit)
+        turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
+        cos,sin = turn.cos()/size, turn.sin()/size
+        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
+        return torch.cat([affine, torch.randn(n, 2, 16, device=device) * (self.elastic*2/w)], 2)
 
 
 def mnist_files(root):
@@ -178,7 +156,7 @@ def download(root):
     root,was,new = Path(root),socket.getdefaulttimeout(),not Path(root).exists()
     raw = root/'MNIST'/'raw'
     try:
-        socket.setdefaulttimeout(patience)
+        socket.setdefaulttimeout(timeout)
         root.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix='.download-', dir=root) as aside:
             MNIST(aside, download=True)
@@ -195,8 +173,8 @@ def load_mnist(root):
     if mnist_files(root):
         download(root)
         mnist_files(root)
-    sets = [MNIST(root, train=train) for train in (True, False)]
-    return [(ds.data[:,None], ds.targets) for ds in sets]
+    raw = Path(root)/'MNIST'/'raw'
+    return [(read_image_file(raw/f'{o}-images-idx3-ubyte')[:,None], read_label_file(raw/f'{o}-labels-idx1-ubyte')) for o in ('train', 't10k')]
 
 
 def load_digits():
@@ -206,11 +184,6 @@ def load_digits():
     x = F.interpolate(tensor(x).float().reshape(-1, 1, 8, 8) * (255/16), size=(20, 20), mode='bilinear')
     x,y = F.pad(x, (4,)*4).round().to(torch.uint8), tensor(y).long()
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])
-
-
-def mnist_root(root=None):
-    "The folder where MNIST is looked for: `root`, else $MNIST_ROOT, else fastai's data folder."
-    return Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data'))
 
 
 def read(data, root):
@@ -227,29 +200,28 @@ def read(data, root):
 
 
 def clean_train(dls):
-    "A loader over the training images of `dls` as they are: in order, without augmentation, each once."
+    "A loader over the training images of `dls` in order, without augmentation."
     ds = dls.train_ds
     return dls.valid.new(DigitImages(ds.x, ds.y, name=ds.name))
 
 
 def mnist_dls(
-    data='auto',   # 'mnist' insists on MNIST, 'digits' asks for scikit-learn's, 'auto' takes those where MNIST cannot be had
-    root=None,     # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
-    bs=128,        # Images per training batch
-    tfms=None,     # Transforms of a batch: `Deskew` for all images, `RandomWarp` for the training images
-    fold=None,     # 1 to 6: judge on this sixth of the training images, train on the other five; None: train and test images
-    device=None    # Where images and net live; else CUDA where there is one, else the CPU
+    data='auto', # 'mnist' insists on MNIST, 'digits' asks for scikit-learn's, 'auto' takes those where MNIST cannot be had
+    root=None,   # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
+    bs=256,      # Images per training batch
+    tfms=None,   # Transforms of a batch, such as `RandomWarp`
+    fold=None,   # 1 to 6: judge on this sixth of the training images, train on the other five; None: train and test images
+    device=None  # Where images and net live; else CUDA where there is one, else the CPU
 ):
-    "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); the test images are never augmented."
+    "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); only training images are augmented."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    name,train,test = read(data, mnist_root(root))
-    if fold:
+    name,train,test = read(data, Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data')))
+    if fold is not None:
         if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
         held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous: the writers differ from fold to fold
         train,test = [o[~held] for o in train],[o[held] for o in train]
     train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')
     tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
-    lonely = len(train_ds) % bs == 1  # batch norm cannot train on a batch of one image: that one sits the epoch out
-    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, drop_last=lonely, after_batch=tfms, device=device)
-    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False, drop_last=False), device=device)
+    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
+    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)

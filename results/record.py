@@ -9,24 +9,21 @@ Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.j
 which of the judged images its last epoch got right. With --folds: results/folds/NAME/foldF-seedSS.csv and .json.
 What is recorded is skipped, so that an interrupted recording goes on where it was; delete files to record them anew.
 """
-import argparse, base64, contextlib, io, json, os, platform, sys
+import argparse, base64, contextlib, io, json, os, platform, sys, time
 from functools import partial
 from pathlib import Path
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
+import report, step1, step2, step3
 import fastai, numpy, torch, torchvision
+from fastai.vision.all import OptimWrapper, ParamScheduler, combined_cos, progress_bar
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
-from fastprogress import progress_bar
 
-from fastai.vision.all import Adam, ParamScheduler, SGD
-
-import report, step1, step2, step3
-from data import RandomWarp
 from data import not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, separable, turned
+from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, turned
 
 
 def without_batch_norm():
@@ -38,7 +35,7 @@ def without_batch_norm():
         block[1] = nn.Identity()
     return net
 
-def with_dropout(model=Model_2, p=.05):
+def with_dropout(model, p=.05):
     "`model` with dropout of `p` after each ReLU."
     net = model()
     for block in net:
@@ -46,76 +43,35 @@ def with_dropout(model=Model_2, p=.05):
     return net
 
 def average_pooling():
-    "Model_2 with the plain average in place of the 6×6 depthwise kernel."
+    "Model_2 with global average pooling in place of the global depthwise convolution."
     net = Model_2()
-    net[6] = nn.AvgPool2d(6)
+    net[-3] = nn.AdaptiveAvgPool2d(1)
     return net
 
-def pooling_last():
-    "Model_2 with its max-pooling after batch norm and ReLU."
-    net = Model_2()
-    for block in net:
-        if isinstance(block, nn.Sequential) and isinstance(block[1], nn.MaxPool2d): block.append(block.pop(1))
-    return net
+def filters(a, b, c):
+    "Model_3's build with `a`, `b` and `c` filters in the two layers of each of its three scales."
+    return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True), turned(a[1], b[0]),
+                         turned(b[0], b[1], pool=True), turned(b[1], c[0]), turned(c[0], c[1]), *head(4*c[1], 5))
 
-def flattened():
-    "Model_2 with flattening and a linear layer in place of the 6×6 depthwise kernel, and fewer channels to pay for it."
-    return nn.Sequential(*list(Model_2())[:5], conv(16, 6), nn.Flatten(), nn.Linear(6*6*6, 10))
-
-def whole_frame():
-    "Model_3 without cropping, so with a 6×6 map at the end."
-    return nn.Sequential(*list(Model_3())[1:-4], *head(16, 6))
-
-class Repeat(nn.Module):
-    "Repeats the maps, so that a depthwise convolution after it has `times` filters for each."
-    def __init__(self, times):
-        super().__init__()
-        self.times = times
-    def forward(self, x): return torch.cat([x]*self.times, 1)
-
-def separable_layers():
-    "Model_3 with depthwise-separable layers after the first two: wider and one more, no batch norm between depthwise and pointwise."
-    def layer(*args, **kwargs):
-        block = separable(*args, **kwargs)
-        del block[1]
-        return block
-    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, norm=False), conv(8, 8, pad=0, pool=True), Repeat(3),
-                         layer(24, 24), layer(24, 32, pool=True), layer(32, 40), layer(40, 40), *head(40, 5))
-
-def without_average(**kwargs):
-    "Step 3, judged by the weights as they are after each epoch."
+def without_ema(**kwargs):
+    "Step 3, judged by the raw weights after each epoch."
     learn = step3.learner(**kwargs)
-    learn.remove_cb(learn.average)
-    learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.warm_up)
+    learn.remove_cb(learn.ema)
+    learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.pct_start)
     return learn
 
 def constant_rate(**kwargs):
-    "Step 3 at step 2's constant rate."
+    "Step 3 with the peak of its cycle as a constant learning rate, and its cycle of the momentum."
     learn = step3.learner(**kwargs)
-    learn.fit(step3.epochs, step2.lr)
+    learn.fit(step3.epochs, step3.lr, cbs=ParamScheduler({'mom': combined_cos(step3.pct_start, *learn.moms)}))
     return learn
 
-def falling_steps(**kwargs):
-    "Step 3 with a rate that starts at its peak and falls to a tenth after two thirds of the batches, to a hundredth after five sixths."
+def adamw(**kwargs):
+    "Step 3 with torch's AdamW at torch's defaults (beta2 0.999, eps 1e-8, weight decay on batch norm, too) in place of fastai's Adam."
     learn = step3.learner(**kwargs)
-    learn.fit(step3.epochs, cbs=ParamScheduler({'lr': lambda done: step3.lr * (1 if done < 2/3 else .1 if done < 5/6 else .01)}))
+    learn.opt_func = partial(OptimWrapper, opt=torch.optim.AdamW)
+    learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.pct_start)
     return learn
-
-def with_sgd(**kwargs):
-    "Step 3 with SGD and momentum, at a peak rate of its own."
-    learn = step3.learner(**kwargs)
-    learn.opt_func = partial(SGD, mom=.9)
-    learn.fit_one_cycle(step3.epochs, .15, pct_start=step3.warm_up)
-    return learn
-
-def turned_net(a=(2, 2), b=(4, 6), c=(8, 8)):
-    "Model_3's shape in turned filters, `a`, `b` and `c` of them in the layers of its three scales; no batch norm in the head."
-    last = 4*c[-1]
-    return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True),
-                         turned(a[1], b[0]), turned(b[0], b[1], pool=True), turned(b[1], c[0]), *(turned(i, o) for i,o in zip(c, c[1:])),
-                         nn.Conv2d(last, last, 5, groups=last, bias=False), nn.Flatten(), nn.Linear(last, 10))
-
-once = partial(step3.train, model=turned_net, opt_func=Adam, tfms=[RandomWarp(**step3.warp, deskew=True)])
 
 
 experiments = {
@@ -124,32 +80,21 @@ experiments = {
     'step3': step3.train,
     'step3-8epochs': partial(step3.train, epochs=8),
     'step3-Model_4': partial(step3.train, model=Model_4),
-    'ablations/no-batch-norm':        partial(step1.train, model=without_batch_norm),
-    'ablations/average-pooling':      partial(step2.train, model=average_pooling),
-    'ablations/flattened':            partial(step2.train, model=flattened),
-    'ablations/dropout':              partial(step2.train, model=with_dropout),
-    'ablations/pooling-last':         partial(step2.train, model=pooling_last),
-    'ablations/step3-dropout':        partial(step3.train, model=partial(with_dropout, Model_3)),
-    'ablations/whole-frame':          partial(step3.train, model=whole_frame),
-    'ablations/separable-layers':     partial(step3.train, model=separable_layers, deskew=False),
-    'ablations/no-average':           without_average,
-    'ablations/no-deskewing':         partial(step3.train, deskew=False),
-    'ablations/no-deskewing-8epochs': partial(step3.train, epochs=8, deskew=False),
-    'ablations/no-deskewing-Model_4': partial(step3.train, model=Model_4, deskew=False),
-    'ablations/no-augmentation':      partial(step3.train, warp={}),
-    'ablations/no-elastic':           partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/no-affine':            partial(step3.train, warp={'elastic': step3.warp['elastic']}),
-    'ablations/constant-rate':        constant_rate,
-    'ablations/falling-steps':        falling_steps,
-    'ablations/valley':               partial(step3.train, lr=1.4e-3),
-    'ablations/minimum':              partial(step3.train, lr=3.6e-2),
-    'ablations/steep':                partial(step3.train, lr=5.8e-2),
-    'ablations/sgd':                  with_sgd,
-    'turned':                         once,
-    'turned-adamw':                   partial(once, opt_func=step3.adam),
-    'turned-rate-0.03':               partial(once, lr=3e-2),
-    'turned-wider':                   partial(once, model=partial(turned_net, b=(6, 6))),
-    'turned-half':                    partial(once, model=partial(turned_net, b=(4, 4), c=(5, 5))),
+    'ablations/no-batch-norm':   partial(step1.train, model=without_batch_norm),
+    'ablations/average-pooling': partial(step2.train, model=average_pooling),
+    'ablations/dropout':         partial(step2.train, model=partial(with_dropout, Model_2)),
+    'ablations/plain-filters':   partial(step3.train, model=Model_2),
+    'ablations/no-deskewing':    partial(step3.train, warp={**step3.warp, 'deskew': False}),
+    'ablations/no-augmentation': partial(step3.train, warp={'deskew': True}),
+    'ablations/no-elastic':      partial(step3.train, warp={**step3.warp, 'elastic': 0}),
+    'ablations/no-ema':          without_ema,
+    'ablations/constant-rate':   constant_rate,
+    'ablations/adamw':           adamw,
+    'ablations/step3-dropout':   partial(step3.train, model=partial(with_dropout, Model_3)),
+    # candidates on the folds
+    'filters-2-2-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 6), (8, 8))),
+    'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),
+    'filters-2-2-4-8-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 8), (8, 8))),
 }
 
 
@@ -166,23 +111,25 @@ def right(learn):
 
 def record(name, seed, fold, root):
     "Train experiment `name` with `seed` on MNIST's training images, those of `fold` left out, and write its two files."
+    torch.set_num_threads(1)
+    start = time.perf_counter()
     with contextlib.redirect_stdout(io.StringIO()): learn = experiments[name](seed=seed, data='mnist', root=root, fold=fold)
-    rows,path = list(learn.history.rows),run_path(name, seed, fold)
+    rows,path,seconds = report.history(learn),run_path(name, seed, fold),time.perf_counter() - start
     if not_mnist in learn.dls.train_ds.name or len(rows) != learn.n_epoch: raise RuntimeError(f'{name}, seed {seed}: not a full run on MNIST')
     path.parent.mkdir(parents=True, exist_ok=True)
-    about = dict(parameters=count(learn.model), threads=torch.get_num_threads(), device=str(learn.dls.device),
+    about = dict(parameters=count(learn.model), seconds=round(seconds), threads=torch.get_num_threads(), device=str(learn.dls.device),
                  cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',
                  python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
                  right=right(learn))
-    report.save(lambda p: p.write_text(json.dumps(about, indent=1) + '\n'), path.with_suffix('.json'))
-    report.save(lambda p: report.write_csv(rows, p), path)  # last: a CSV means that the run is whole
+    path.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
+    report.write(rows.to_csv, path)  # last: a CSV means that the run is whole
 
 
 def main():
     cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     cli.add_argument('names', nargs='+', choices=experiments, metavar='NAME', help=', '.join(experiments))
-    cli.add_argument('--seeds', type=report.natural, default=5, help='record seeds 0 to SEEDS-1 (default: 5)')
-    cli.add_argument('--jobs', type=report.natural, default=os.cpu_count(), help='runs side by side (default: one per core)')
+    cli.add_argument('--seeds', type=int, default=5, help='record seeds 0 to SEEDS-1 (default: 5)')
+    cli.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side (default: one per core)')
     cli.add_argument('--backend', default='loky', help='joblib backend, such as loky, dask or ray (default: loky)')
     cli.add_argument('--root', help="folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder")
     cli.add_argument('--folds', action='store_true', help='six runs a seed, each judged on one held-out fold of the training images')
