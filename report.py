@@ -18,7 +18,7 @@ class StopAtNaN(Callback):
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')  # which diverges on purpose
     def after_loss(self):
         if not self.loss.isfinite().all(): raise FloatingPointError(
-            f'Stopped in epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}: the loss is {self.loss.mean()}. A lower learning rate may help.')
+            f'Stopped in epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}: the loss is {self.loss.mean().item()}. A lower learning rate may help.')
 
 
 def history(learn):
@@ -45,7 +45,7 @@ class Checkpoint(Callback):
 
     `given` are the values of the command line that make the run what it is: a checkpoint of another run is refused.
     """
-    order = ProgressCallback.order + 1  # when all others have begun
+    order = Recorder.order + 1
     done = 0  # whole epochs so far
 
     def __init__(self, step, resume, **given): self.step,self.resume,self.given = step,resume,given
@@ -105,7 +105,7 @@ class Checkpoint(Callback):
 
 class PlainLog(Callback):
     "A line per epoch in place of fastai's bars, whose carriage returns are for a terminal."
-    order = Recorder.order + 1
+    order = Recorder.order + 2
     def before_fit(self):
         self.progress.run,self.learn.logger = False,self.line
         self.line(self.recorder.metric_names)

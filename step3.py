@@ -1,11 +1,21 @@
-"""Step 3: turned filters, deskewing, augmentation, the learning-rate schedule and an average of the weights, to the goal
+"""Step 3: turned filters, upright and augmented images, one cycle of the learning rate, an average of the weights: to the goal
 
 Target
-    99.40% in each of the last three epochs
+    99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken at its word.
+    Step 2 ends at 99.57% [train of step2] of the training images, 99.15% [mean of step2] of the test images, and swings by
+    0.08% [swing of step2] from epoch to epoch: what is missing is generalization, and stable last epochs.
 Result
-    recorded: 
+    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.00% ± 0.00, lowest 98.00%
     this run: {this_run}
 Analysis
+    Points of test accuracy with their 95% intervals; a minus means that the part helps, an interval that holds zero that it is not shown.
+        -0.00 ± 0.00 [step3]  all of step 3, against step 2
+        -0.00 ± 0.00 [ablations/no-augmentation]  without augmentation
+        -0.00 ± 0.00 [ablations/no-ema]  the raw weights in place of their average
+        -0.00 ± 0.00 [ablations/plain-filters]  plain filters: Model_2 in place of Model_3
+        -0.00 ± 0.00 [ablations/no-deskewing]  without deskewing
+    Train accuracy, 99.40% [train of step3], is of augmented images as the net trains: hence below the test accuracy.
+    Adam is that of steps 1 and 2, but for the cycle of fit_one_cycle: the rate, and beta1 from 0.95 to 0.85 and back.
 """
 import report
 from data import RandomWarp, mnist_dls

@@ -1,241 +1,218 @@
-"""Reads the recorded runs and computes every figure that the docstrings and the README give.
+"""Reads the recorded runs, computes every figure that the docstrings and the two READMEs give, and puts them in.
 
-    python results/evidence.py   # prints the README's tables and draws its pictures
+    python results/evidence.py           # fills in the figures and tables, draws the pictures
+    python results/evidence.py --folds   # prints every run on the folds
 
-A run is `results/NAME/seedSS.csv`; its accuracy is the mean over its last five epochs, never its best one.
+A run is `results/NAME/seedSS.csv`, or `results/folds/NAME/foldF-seedSS.csv`; its accuracy is the mean over its last five epochs, never its
+best epoch. A figure names its source, in brackets or in a comment that a page does not show: 99.52% [mean of step3],
+-0.10 ± 0.03 [ablations/no-augmentation], 99.43<!-- lowest of step3 -->; a table stands between two comments.
 """
-import csv, json, math, re
+import argparse, json, re
 from pathlib import Path
-from statistics import mean, median, stdev
 
-here = Path(__file__).parent
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+here = Path(__file__).resolve().parent
+project = here.parent
 steps = ['step1', 'step2', 'step3']
+texts = [project/f'{step}.py' for step in steps] + [project/'README.md', here/'README.md']
 
+# Each experiment that changes one thing: what it changes, and what the thing is.
+changes = {
+    'step2':                      ('step1', 'all of step 2'),
+    'step3':                      ('step2', 'all of step 3'),
+    'ablations/no-batch-norm':    ('step1', 'biases in place of batch norm'),
+    'ablations/average-pooling':  ('step2', 'global average pooling in place of the global depthwise convolution'),
+    'ablations/dropout':          ('step2', 'dropout of 0.05 after each ReLU'),
+    'ablations/step3-dropout':    ('step3', 'dropout of 0.05 after each ReLU'),
+    'ablations/plain-filters':    ('step3', 'plain filters: `Model_2` in place of `Model_3`'),
+    'ablations/no-deskewing':     ('step3', 'without deskewing'),
+    'ablations/no-augmentation':  ('step3', 'without augmentation'),
+    'ablations/no-elastic':       ('step3', 'without elastic distortion'),
+    'ablations/no-ema':           ('step3', 'the raw weights in place of their average'),
+    'ablations/constant-rate':    ('step3', 'the peak learning rate throughout'),
+    'ablations/adamw':            ('step3', "torch's AdamW in place of fastai's Adam"),
+}
+# Comparisons on the folds: candidate, what it was compared with, what it is.
+candidates = []
+
+
+def percent(x): return (100*x).round(4)
 
 def runs(name):
-    "{seed: rows} of experiment `name`; accuracies and losses as floats."
-    return {int(f.stem[4:]): [{k: float(v) for k,v in row.items()} for row in csv.DictReader(f.read_text().splitlines())]
-            for f in sorted((here/name).glob('seed*.csv'))}
+    "All epochs of experiment `name`, indexed by seed and epoch: losses, and accuracies as fractions."
+    return pd.concat({int(f.stem[4:]): pd.read_csv(f, index_col='epoch') for f in sorted((here/name).glob('seed*.csv'))}, names=['seed'])
 
+def recorded(name): return any((here/name).glob('seed*.csv'))
 
-def last(rows, column='test_accuracy', n=5):
-    "The last `n` values of `column`, in percent."
-    return [round(100*r[column], 4) for r in rows[-n:]]
-
-
-def error(values):
-    "Standard error of the mean of `values`."
-    return stdev(values) / math.sqrt(len(values))
-
-
-def level(name, kind='mean'):
-    """A figure of experiment `name` in percent, over its seeds: 'mean' of the last five epochs' test accuracy, 'train' of their train
-    accuracy, 'lowest' of all these test accuracies, or 'swing', their standard deviation within a seed."""
-    if kind == 'mean':   return mean(mean(last(r)) for r in runs(name).values())
-    if kind == 'train':  return mean(mean(last(r, 'train_accuracy')) for r in runs(name).values())
-    if kind == 'lowest': return min(min(last(r)) for r in runs(name).values())
-    if kind == 'swing':  return mean(stdev(last(r)) for r in runs(name).values())
-    raise ValueError(kind)
-
-
-def difference(name, base):
-    "Mean and standard error, in points, of `name` minus `base`, paired by the seeds that both have."
-    a,b = runs(name),runs(base)
-    diffs = [mean(last(a[s])) - mean(last(b[s])) for s in sorted(a.keys() & b.keys())]
-    return mean(diffs), error(diffs), len(diffs)
-
-
-def recorded(name):
-    "The evidence for a step in words, as its docstring gives it."
-    seeds = runs(name)
-    return (f'seeds {min(seeds)} to {max(seeds)}, last 5 of {len(seeds[0])} epochs: mean {level(name):.2f}% '
-            f'± {error([mean(last(r)) for r in seeds.values()]):.2f}, lowest {level(name, "lowest"):.2f}%')
-
-
-# How a text cites a figure: "-0.31 ± 0.05 points [ablations/no-batch-norm against step1]", "99.52% [mean of step3]".
-cited_difference = re.compile(r'([+-]\d+\.\d\d) ± (\d+\.\d\d)\s+points\s+\[([\w/-]+)\s+against\s+([\w/-]+)\]')
-cited_level = re.compile(r'(\d+\.\d\d)%\s+\[(mean|train|lowest|swing)\s+of\s+([\w/-]+)\]')
-
-
-def wrong_citations(text):
-    "The cited figures in `text` that differ from what the recorded runs give, each with the right one."
-    wrong = []
-    for m in cited_difference.finditer(text):
-        d,se,_ = difference(m[3], m[4])
-        if (m[1], m[2]) != (f'{d:+.2f}', f'{se:.2f}'): wrong.append(f'{m[0]}: {d:+.2f} ± {se:.2f}')
-    for m in cited_level.finditer(text):
-        if m[1] != f'{level(m[3], m[2]):.2f}': wrong.append(f'{m[0]}: {level(m[3], m[2]):.2f}')
-    return wrong
-
+def late(name, column='valid_accuracy', n=5):
+    "A row per seed of the last `n` epochs' `column`, in percent."
+    return percent(runs(name)[column].unstack()).iloc[:, -n:]
 
 def about(name, seed=0):
-    "What is recorded beside a run: parameters, versions, device, threads."
-    return json.loads((here/name/f'seed{seed:02d}.json').read_text())
+    "What is recorded beside a run: parameters, seconds, versions, device, threads, mistakes."
+    return json.loads((here/name/f'seed{seed:02d}.json').read_text(encoding='utf-8'))
+
+def settled(name, goal=99.4):
+    "For each seed the first epoch from which on no test accuracy is below `goal` percent; NaN where the last one is."
+    below = percent(runs(name).valid_accuracy.unstack()) < goal
+    first = below.apply(lambda row: max((e for e in row.index if row[e]), default=0) + 1, axis=1)
+    return first.where(first <= below.shape[1])
+
+def mistakes(name):
+    "For each seed, image of the test set -> digit that the net takes it for, after the last epoch."
+    return {seed: {int(k): v for k,v in about(name, seed)['mistakes'].items()} for seed in late(name).index}
+
+def image_error(name, images=10_000):
+    "Standard error of the mean final accuracy over the choice of test images, in points: images differ in how many seeds get them right."
+    found = mistakes(name)
+    wrong = np.zeros(images)
+    for seed in found.values(): wrong[list(seed)] += 1/len(found)
+    return 100*wrong.std(ddof=1)/np.sqrt(images)
+
+kinds = {  # figures of an experiment, over its seeds; of the last five epochs where nothing else is said
+    'mean':    lambda name: f'{late(name).stack().mean():.2f}',               # test accuracy
+    'error':   lambda name: f'{late(name).mean(axis=1).sem():.2f}',           # its standard error over the seeds
+    'images':  lambda name: f'{image_error(name):.2f}',                       # its standard error over the test images
+    'lowest':  lambda name: f'{late(name).min(axis=None):.2f}',               # test accuracy
+    'lowest3': lambda name: f'{late(name, n=3).min(axis=None):.2f}',          # of the last three
+    'final':   lambda name: f'{late(name, n=1).mean(axis=None):.2f}',         # of the last
+    'train':   lambda name: f'{late(name, "train_accuracy").stack().mean():.2f}',
+    'swing':   lambda name: f'{late(name).std(axis=1).mean():.2f}',           # standard deviation over the epochs of a seed
+    'seeds':   lambda name: f'{len(late(name))}',
+    'held':    lambda name: f'{(late(name).min(axis=1) >= 99.4).sum()}',      # seeds with every late epoch at 99.40
+    'from':    lambda name: f'{settled(name).min():.0f} to {settled(name).max():.0f}' if settled(name).notna().all() else f'{settled(name).min():.0f} to never',
+    'parameters': lambda name: f'{about(name)["parameters"]:,}',
+    'minutes': lambda name: f'{np.mean([about(name, s)["seconds"] for s in late(name).index])/60:.1f}',
+}
 
 
-def markdown(head, rows):
-    "A Markdown table."
-    return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows])
+def interval(d, extra=0):
+    "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `fold_table`)."
+    return stats.t.ppf(.975, len(d)-1) * d.std() * np.sqrt(1/len(d) + extra)
 
+def difference(name):
+    "Test accuracy of `name` less that of what it changes, in points: one value per seed that both have."
+    return (late(name).mean(axis=1) - late(changes[name][0]).mean(axis=1)).dropna()
+
+def signed(value, places=2): return f'{round(value, places) + 0:+.{places}f}'  # + 0: no minus before a zero
+
+def words(name, places=2):
+    d = difference(name)
+    return f'{signed(d.mean(), places)} ± {interval(d):.{places}f}'
+
+def holm():
+    "The experiments whose difference survives Holm's correction for all those recorded, at 5%."
+    p = {name: stats.ttest_1samp(difference(name), 0).pvalue for name in changes if recorded(name)}
+    found = []
+    for i,name in enumerate(sorted(p, key=p.get)):
+        if p[name]*(len(p) - i) > .05: break
+        found.append(name)
+    return found
+
+
+def folds(name):
+    "Mean loss and accuracy (percent) of the last five epochs of every run of `name` on the folds, indexed by fold and seed."
+    files = sorted((here/'folds'/name).glob('fold*.csv'))
+    index = pd.MultiIndex.from_tuples([tuple(map(int, re.findall(r'\d+', f.stem))) for f in files], names=['fold', 'seed'])
+    found = [pd.read_csv(f).tail(5).mean() for f in files]
+    return pd.DataFrame(dict(loss=[o.valid_loss for o in found], accuracy=[100*o.valid_accuracy for o in found]), index)
+
+def compare(name, base):
+    "(loss ratio of each fold, difference in accuracy, half its 95% interval, runs a side) of two experiments on the folds and seeds that both have."
+    a,b = folds(name),folds(base)
+    both = a.index.intersection(b.index)
+    a,b = a.loc[both],b.loc[both]
+    ratio = a.loss.groupby('fold').mean() / b.loss.groupby('fold').mean()
+    d = a.accuracy - b.accuracy
+    return ratio, d.mean(), interval(d, extra=1/5), len(both)  # 1/5: images judged on over images trained on (Nadeau and Bengio 2003)
+
+
+def markdown(head, rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows])
 
 def steps_table():
-    "The steps: accuracy over the seeds, never of the best epoch."
-    rows = []
-    for name in steps:
-        seeds = runs(name)
-        rows.append([f'`{name}.py`', f"{about(name)['parameters']:,}", f'**{level(name):.2f}** ± {error([mean(last(r)) for r in seeds.values()]):.2f}',
-                     f'{level(name, "lowest"):.2f}', f'{min(min(last(r, n=3)) for r in seeds.values()):.2f}', f'{level(name, "train"):.2f}'])
-    return markdown(['step', 'parameters', 'test accuracy, %', 'lowest of last 5', 'lowest of last 3', 'train accuracy, %'], rows)
+    k = kinds
+    return markdown(['step', 'parameters', 'seeds', 'test accuracy, %', 'lowest of last 5', 'lowest of last 3', 'train accuracy, %'],
+        [[f'[`{s}.py`]({s}.py)', k['parameters'](s), k['seeds'](s), f"**{k['mean'](s)}** ± {k['error'](s)}", k['lowest'](s), k['lowest3'](s), k['train'](s)] for s in steps])
 
-
-def settled(rows, goal=99.4):
-    "The first epoch from which on every epoch's test accuracy is at least `goal` percent; None if the last one's is not."
-    below = [n for n,a in enumerate(last(rows, n=len(rows)), 1) if a < goal]
-    first = max(below, default=0) + 1
-    return first if first <= len(rows) else None
-
-
-def seeds_table(name):
-    "Every seed of `name`: the test accuracy of each of its last five epochs, and from which epoch on it is at the goal."
-    seeds = runs(name)
-    epochs = len(seeds[0])
-    return markdown(['seed', *(f'epoch {n}' for n in range(epochs-4, epochs+1)), 'mean', '99.40 from epoch'],
-                    [[str(s), *(f'{a:.2f}' for a in last(rows)), f'{mean(last(rows)):.2f}', str(settled(rows) or 'not')] for s,rows in seeds.items()])
-
+def seeds_table():
+    "Every seed of step 3: the test accuracy of each of its last five epochs, and from which epoch on it is at the goal."
+    table,first = late('step3'),settled('step3')
+    return markdown(['seed', *(f'epoch {e}' for e in table), 'mean', '99.40 from epoch'],
+        [[str(s), *(f'{a:.2f}' for a in row), f'{row.mean():.2f}', f'{first[s]:.0f}' if first[s] > 0 else 'never'] for s,row in table.iterrows()])
 
 # The best public runs under the budget that were found: parameters, final accuracy, mean and lowest of the last five epochs, first epoch
 # at 99.4%, all in percent. Each is one run of one seed, judged on the test images while it was tuned.
-public = [('adilsammar/woolly-of-cv, notebook 3762', 3762, 99.52, 99.43, 99.36, 9),
-          ('adilsammar/woolly-of-cv, MNIST_4838', 4838, 99.42, 99.38, 99.34, 8),
+public = [('[adilsammar/woolly-of-cv](https://github.com/adilsammar/woolly-of-cv), notebook 3762', 3762, 99.52, 99.43, 99.36, 9),
+          ('[adilsammar/woolly-of-cv](https://github.com/adilsammar/woolly-of-cv), MNIST_4838', 4838, 99.42, 99.38, 99.34, 8),
           ('firekind/ERA4, session 6', 6174, 99.48, 99.46, 99.42, 11),
           ('vivek-a81/EVA6, S5', 7496, 99.56, 99.48, 99.44, 11),
           ('one whose author is not named', 7510, 99.56, 99.49, 99.44, 11)]
+ours = {'step3-Model_4': '`step3.py --model Model_4`', 'step3-8epochs': '`step3.py --epochs 8`', 'step3': '`step3.py`'}
 
 def public_table():
-    "Those runs, and under each kind of ours what it is over the seeds: mean final accuracy, mean and lowest of all last five epochs."
     rows = [[who, f'{n:,}', '1', f'{final:.2f}', f'{m:.2f}', f'{low:.2f}', str(first)] for who,n,final,m,low,first in public]
-    for name,what in (('step3-Model_4', 'here: `step3.py --model Model_4`'), ('step3-8epochs', 'here: `step3.py --epochs 8`'), ('step3', 'here: `step3.py`')):
-        seeds = runs(name)
-        from_ = sorted(settled(r) or 99 for r in seeds.values())
-        rows.append([what, f"{about(name)['parameters']:,}", str(len(seeds)), f'{mean(last(r, n=1)[0] for r in seeds.values()):.2f}',
-                     f'{level(name):.2f}', f'{level(name, "lowest"):.2f}', f'{from_[0]} to {from_[-1] if from_[-1] < 99 else "never"}'])
+    rows += [[f'here: {what}', *(kinds[k](name) for k in ('parameters', 'seeds', 'final', 'mean', 'lowest', 'from'))] for name,what in ours.items() if recorded(name)]
     return markdown(['what', 'parameters', 'seeds', 'final, %', 'mean of last 5', 'lowest of last 5', 'at 99.40 from epoch'], rows)
 
+def changes_table():
+    "One change at a time, sorted by its effect."
+    rows = sorted((difference(name).mean(), name) for name in changes if recorded(name))
+    survive = holm()
+    return markdown(['change', 'to', 'points', 'seeds', "survives Holm's correction", 'recorded in'],
+        [[changes[n][1], changes[n][0], words(n, 3), str(len(difference(n))), 'yes' if n in survive else 'no', f'`{n}`'] for _,n in rows])
 
-# Each ablation with the experiment it changes in one thing, and what that thing is.
-ablations = {
-    'ablations/no-batch-norm':        ('step1', 'biases in place of batch norm'),
-    'step2':                          ('step1', '`Model_2` in place of `Model_1`'),
-    'ablations/average-pooling':      ('step2', 'global average in place of depthwise pooling'),
-    'ablations/flattened':            ('step2', 'flattening and a linear layer in place of depthwise pooling'),
-    'ablations/dropout':              ('step2', 'dropout of 0.05 after each ReLU'),
-    'ablations/pooling-last':         ('step2', 'max-pooling after batch norm and ReLU'),
-    'step3':                          ('step2', 'all of step 3 together'),
-    'ablations/step3-dropout':        ('step3', 'dropout of 0.05 after each ReLU'),
-    'ablations/whole-frame':          ('step3', 'all of the frame, nothing cropped'),
-    'ablations/separable-layers':     ('ablations/no-deskewing', 'depthwise-separable layers, up to 40 channels'),
-    'ablations/no-average':           ('step3', 'the weights as they are in place of their running mean'),
-    'ablations/constant-rate':        ('step3', "step 2's constant rate in place of the cycle"),
-    'ablations/falling-steps':        ('step3', 'a rate that falls in steps in place of the cycle'),
-    'ablations/no-deskewing':         ('step3', 'no deskewing'),
-    'ablations/no-deskewing-8epochs': ('step3-8epochs', 'no deskewing'),
-    'ablations/no-deskewing-Model_4': ('step3-Model_4', 'no deskewing'),
-    'ablations/no-augmentation':      ('step3', 'no augmentation'),
-    'ablations/no-elastic':           ('step3', 'no elastic distortion'),
-    'ablations/no-affine':            ('step3', 'no affine maps, elastic distortion alone'),
-    'ablations/valley':               ('step3', "peak rate 1.4e-3, `lr_find`'s valley"),
-    'ablations/minimum':              ('step3', "peak rate 3.6e-2, `lr_find`'s minimum"),
-    'ablations/steep':                ('step3', "peak rate 5.8e-2, `lr_find`'s steep"),
-    'ablations/sgd':                  ('step3', 'SGD with momentum 0.9, peak rate 0.15'),
-}
-
-# What a base is called where it is not a step.
-bases = {'ablations/no-deskewing': 'step3, no deskewing', 'step3-8epochs': 'step3, 8 epochs', 'step3-Model_4': 'step3, `Model_4`'}
-
-def differences():
-    "(mean, standard error, seeds, base, change, name) of every recorded ablation, sorted by the mean."
-    return sorted((*difference(name, base), base, what, name) for name,(base,what) in ablations.items() if runs(name))
-
-def ablations_table():
-    "One change at a time, sorted by its effect on the mean of the last five epochs' test accuracy."
-    return markdown(['change', 'to', 'points', 'seeds', 'recorded in'],
-                    [[what, bases.get(base, base), f'{d:+.2f} ± {se:.2f}', str(n), f'`results/{name}`'] for d,se,n,base,what,name in differences()])
-
-
-def holdout_table():
-    "What was tried on the hold-out while the recipe was sought (`holdout.csv`), sorted by epochs and accuracy: means over the seeds."
-    tried = {}
-    for row in csv.DictReader((here/'holdout.csv').read_text().splitlines()):
-        tried.setdefault((int(row['epochs']), row['candidate'], int(row['parameters'])), []).append((float(row['mean_of_last_5']), float(row['last'])))
+def folds_table():
     rows = []
-    for (epochs,what,n),found in tried.items():
-        late,final = zip(*found)
-        rows.append((-epochs, -mean(late), [what, str(epochs), f'{n:,}', str(len(found)), f'{mean(final):.2f}', f'{mean(late):.2f}',
-                                            f'{min(late):.2f} to {max(late):.2f}' if len(found) > 1 else '']))
-    return markdown(['candidate', 'epochs', 'parameters', 'seeds', 'final, %', 'mean of last 5', 'of the seeds'], [r for *_,r in sorted(rows)])
-
-
-def draw_ablations():
-    "Picture of the ablations: each difference with twice its standard error, the ones beyond that in colour."
-    import matplotlib.pyplot as plt
-    found = differences()[::-1]
-    plt.figure(figsize=(10, .36*len(found) + 1))
-    for y,(d,se,n,base,what,_) in enumerate(found):
-        plt.errorbar(d, y, xerr=2*se, fmt='o', capsize=3, color='C0' if abs(d) > 2*se else 'grey')
-    plt.axvline(0, color='black', lw=1)
-    plt.yticks(range(len(found)), [f'{what}  ({bases.get(base, base)})'.replace('`', '') for _,_,_,base,what,_ in found], fontsize=9)
-    plt.xlabel('points of test accuracy, ± two standard errors (grey: within)')
-    plt.grid(axis='x', alpha=.3)
-    plt.tight_layout()
-    plt.savefig(here/'ablations.png', dpi=100)
-    plt.close()
-
-
-def speed():
-    "What `speed.py` measured last."
-    return json.loads((here/'speed.json').read_text())
+    for name,base,what in candidates:
+        ratio,d,half,n = compare(name, base)
+        rows.append([what, f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.0f}%', f'{signed(d, 3)} ± {half:.3f}', str(n), f'`folds/{name}` against `folds/{base}`'])
+    return markdown(['candidate', 'folds of lower loss', 'mean loss', 'accuracy, points', 'runs', 'recorded in'], rows)
 
 def speed_table():
-    "Step 3 against a bare loop, the usual way and the bare import: medians."
-    found = speed()
-    times,start = {k: median(v) for k,v in found['epochs'].items()},{k: median(found['processes'][k]) for k in ('imports', 'first_batch')}
-    rows = [['an epoch of step 3, training and testing', f"{times['step3']:.1f} s", ''],
-            ['the same on one thread', f"{times['one thread']:.1f} s", f"{times['one thread']/times['step3']:.2f} times as long"],
-            ['the same in batches of 128', f"{times['batches of 128']:.1f} s", f"{times['batches of 128']/times['step3']:.2f} times as long"],
-            ['the same on the whole frame', f"{times['whole frame']:.1f} s", f"{times['whole frame']/times['step3']:.2f} times as long"],
-            ['the same in a bare PyTorch loop', f"{times['bare']:.1f} s", f"step 3 takes {times['step3']/times['bare']:.2f} times as long: {100 - 100*times['bare']/times['step3']:.0f}% of it is the framework"],
-            ['the same net in the usual way', f"{times['usual']:.1f} s", f"{times['usual']/times['step3']:.1f} times as long as step 3"],
-            ['`from fastai.vision.all import *`', f"{start['imports']:.1f} s", ''],
-            ['process start to first trained batch', f"{start['first_batch']:.1f} s", f"{start['first_batch']/start['imports']:.2f} times the import"],
-            ['peak memory of `python step3.py`', f"{found['processes']['peak_mb']:,} MB", '']]
-    goal = [sum(r['seconds'] for r in rows[:settled(rows)]) for rows in runs('step3').values()]  # every seed gets there: a test says so
-    rows.append(['process start to 99.40% for good, `python step3.py`', f"{start['first_batch'] + mean(goal):.0f} s",
-                 f'mean of {len(goal)} recorded seeds, on one thread, two runs side by side; longest {start["first_batch"] + max(goal):.0f} s'])
-    return markdown(['what', 'takes', ''], rows)
+    "Step 3 against a bare loop and the usual way: medians of the rounds, and of the ratios within a round."
+    found = json.loads((here/'speed.json').read_text(encoding='utf-8'))
+    times = pd.DataFrame(found['epochs'])
+    ratio = lambda a,b: (times[a]/times[b]).median()
+    return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
+        [[what, f'{times[k].median():.1f}', 'as 1' if k == 'step3' else f'{ratio(k, "step3"):.2f} times'] for k,what in
+         (('step3', '`step3.py`'), ('bare', 'the same in a bare PyTorch loop'), ('one thread', 'the same on one thread'), ('plain filters', 'with `Model_2`, plain filters'),
+          ('usual', 'the same net in the usual way: image by image, torchvision, `DataLoader`'))] )
 
-def arithmetic_table():
-    "Where the milliseconds of a training batch go, and what its arithmetic alone would take."
-    found = speed()['arithmetic']
-    parts,whole = found['parts'],sum(found['parts'].values())
-    rows = [[k, f'{v:.1f}', f'{100*v/whole:.0f}%'] for k,v in parts.items()]
-    return markdown(['of a training batch', 'ms', 'share'], rows + [
-        ['in all', f'{whole:.1f}', '100%'],
-        [f"its {found['flop']/1e9:.2f} GFLOP at the {found['gflops']:.0f} GFLOP/s of a large matrix product", f"{found['floor']:.1f}", f"{100*found['floor']/whole:.0f}%"]])
+tables = dict(steps=steps_table, seeds=seeds_table, public=public_table, changes=changes_table, folds=folds_table, speed=speed_table)
+
+cited = re.compile(r'(?P<value>\d[\d,]*(?:\.\d+)?(?: to (?:\d+|never))?)(?P<between>%?\s?(?:\[|<!-- ))(?P<kind>' + '|'.join(kinds) + r') of (?P<name>[\w/-]+)(?=\]| -->)')
+cited_change = re.compile(r'[+-]\d+\.\d+ ± \d+\.\d+(?P<between>(?:\s+\[|<!-- ))(?P<name>' + '|'.join(changes) + r')(?=\]| -->)')
+result = re.compile(r'(?<=recorded: )seeds .*')
+
+def fill(path):
+    "The text of `path` with every cited figure and table as the recorded runs give it."
+    text = cited.sub(lambda m: kinds[m['kind']](m['name']) + m['between'] + f"{m['kind']} of {m['name']}", path.read_text(encoding='utf-8'))
+    text = cited_change.sub(lambda m: words(m['name']) + m['between'] + m['name'], text)
+    text = re.sub(r'(<!-- table (\w+) -->\n)(?:.*?\n)??(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', re.sub(r'(<!-- table \w+ -->\n).*?(<!-- end -->)', r'\1\2', text, flags=re.S))
+    if path.stem in steps: text = result.sub(lambda _: result_of(path.stem), text)
+    return text
+
+def result_of(name):
+    "The evidence for a step in words, as its docstring gives it."
+    k,seeds = kinds,late(name).index
+    return f'seeds {min(seeds)} to {max(seeds)}, last 5 of 15 epochs: mean {k["mean"](name)}% ± {k["error"](name)}, lowest {k["lowest"](name)}%'
 
 
-def draw(name, before=None):
-    "Picture of a step: every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
-    import matplotlib.pyplot as plt
-    def by_epoch(name, column): return [100*mean(rs) for rs in zip(*([r[column] for r in rows] for rows in runs(name).values()))]
-    epochs = range(1, len(runs(name)[0]) + 1)
+def draw_step(plt, name, before=None):
+    "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
+    found = runs(name)
     plt.figure(figsize=(8, 4.5))
-    for rows in runs(name).values(): plt.plot(epochs, [100*r['test_accuracy'] for r in rows], color='C0', lw=.7, alpha=.6)
-    plt.plot(epochs, by_epoch(name, 'test_accuracy'), color='C0', lw=2.5, label=f'{name}: test, mean of the seeds (thin: each seed)')
-    plt.plot(epochs, by_epoch(name, 'train_accuracy'), color='C1', ls='--', label=f'{name}: train, as it trains')
-    if before: plt.plot(epochs, by_epoch(before, 'test_accuracy'), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
+    test = percent(found.valid_accuracy.unstack(0))
+    plt.plot(test, color='C0', lw=.7, alpha=.6)
+    plt.plot(test.mean(axis=1), color='C0', lw=2.5, label=f'{name}: test, mean of the seeds (thin: each seed)')
+    plt.plot(percent(found.train_accuracy.unstack(0).mean(axis=1)), color='C1', ls='--', label=f'{name}: train, as it trains')
+    if before: plt.plot(percent(runs(before).valid_accuracy.unstack(0).mean(axis=1)), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
     plt.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
     plt.ylim(98, 100)
-    plt.xticks(epochs)
+    plt.xticks(test.index)
     plt.xlabel('epoch')
     plt.ylabel('accuracy, %')
     plt.legend(loc='lower right', fontsize=9)
@@ -243,8 +220,39 @@ def draw(name, before=None):
     plt.savefig(here/f'{name}.png', dpi=100)
     plt.close()
 
+def draw_hardest(plt, images, labels, name='step3', n=30):
+    "The test images that most seeds of `name` get wrong."
+    found = mistakes(name)
+    taken = pd.DataFrame([(image, digit) for seed in found.values() for image,digit in seed.items()], columns=['image', 'digit'])
+    worst = taken.groupby('image').size().sort_values(ascending=False, kind='stable').index[:n]
+    _,axes = plt.subplots(3, n//3, figsize=(13, 5.4))
+    for image,ax in zip(worst, axes.flat):
+        digits = taken[taken.image == image].digit.value_counts()
+        ax.imshow(images[image], cmap='gray_r')
+        ax.set_title(f'label {labels[image]}\n' + ', '.join(f'{d} ({c})' for d,c in digits.items()), fontsize=9)
+        ax.axis('off')
+    plt.suptitle(f'The test images that most of the {len(found)} seeds of {name} get wrong: what they are taken for (by how many seeds)')
+    plt.tight_layout()
+    plt.savefig(here/'hardest.png', dpi=100)
+    plt.close()
 
-if __name__ == '__main__':
-    print('\n\n'.join([steps_table(), seeds_table('step3'), public_table(), ablations_table(), holdout_table(), speed_table(), arithmetic_table()]))
-    for name,before in zip(steps, [None, *steps]): draw(name, before)
-    draw_ablations()
+def main():
+    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    cli.add_argument('--folds', action='store_true', help='print every run on the folds')
+    cli.add_argument('--root', help="folder that holds MNIST/raw, for the picture of the hardest images; without it that one is left as it is")
+    args = cli.parse_args()
+    if args.folds:
+        found = pd.concat({f.name: folds(f.name) for f in sorted((here/'folds').iterdir())}, names=['experiment'])
+        return print(found.accuracy.round(3).unstack('fold').to_string(), found.loss.round(5).unstack('fold').to_string(), sep='\n\n')
+    import matplotlib
+    matplotlib.use('agg')
+    import matplotlib.pyplot as plt
+    for path in texts: path.write_text(fill(path), encoding='utf-8')
+    for name,before in zip(steps, [None, *steps]): draw_step(plt, name, before)
+    if args.root:
+        from torchvision.datasets import MNIST
+        test = MNIST(args.root, train=False)
+        draw_hardest(plt, test.data.numpy(), test.targets.tolist())
+
+
+if __name__ == '__main__': main()

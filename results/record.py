@@ -5,11 +5,11 @@
     python results/record.py step3 --folds --seeds 2   # on the six held-out folds of the training images: how a recipe is chosen
     python results/record.py --help                    # the experiments
 
-Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device, threads and, as packed bits,
-which of the judged images its last epoch got right. With --folds: results/folds/NAME/foldF-seedSS.csv and .json.
+Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device, threads, and the test images
+that the net gets wrong in the end. With --folds: results/folds/NAME/foldF-seedSS.csv and .json.
 What is recorded is skipped, so that an interrupted recording goes on where it was; delete files to record them anew.
 """
-import argparse, base64, contextlib, io, json, os, platform, sys, time
+import argparse, contextlib, io, json, os, platform, sys, time
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +17,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
 import report, step1, step2, step3
-import fastai, numpy, torch, torchvision
+import fastai, torch, torchvision
 from fastai.vision.all import OptimWrapper, ParamScheduler, combined_cos, progress_bar
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
@@ -103,10 +103,11 @@ def run_path(name, seed, fold=None):
     return here/'folds'/name/f'fold{fold}-seed{seed:02d}.csv' if fold else here/name/f'seed{seed:02d}.csv'
 
 
-def right(learn):
-    "Which of the images that `learn` is judged on it gets right, in order: eight to a byte, base64 (`numpy.unpackbits` reads it)."
+def mistakes(learn):
+    "Image -> digit that `learn` takes it for, of all images that it is judged on and gets wrong."
     with learn.no_bar(), learn.no_logging(): logits,labels = learn.get_preds()
-    return base64.b64encode(numpy.packbits((logits.argmax(1) == labels).numpy())).decode()
+    guess = logits.argmax(1)
+    return {i: int(guess[i]) for i in (guess != labels).nonzero().flatten().tolist()}
 
 
 def record(name, seed, fold, root):
@@ -119,9 +120,9 @@ def record(name, seed, fold, root):
     path.parent.mkdir(parents=True, exist_ok=True)
     about = dict(parameters=count(learn.model), seconds=round(seconds), threads=torch.get_num_threads(), device=str(learn.dls.device),
                  cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',
-                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
-                 right=right(learn))
-    path.with_suffix('.json').write_text(json.dumps(about, indent=1) + '\n', encoding='utf-8')
+                 python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
+    if not fold: about['mistakes'] = mistakes(learn)
+    path.with_suffix('.json').write_text(json.dumps(about) + '\n', encoding='utf-8')
     report.write(rows.to_csv, path)  # last: a CSV means that the run is whole
 
 

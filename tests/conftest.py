@@ -1,5 +1,5 @@
 "Fixtures: the project's root for subprocesses, and small stand-ins for MNIST's files, so that the tests need neither MNIST nor network."
-import hashlib, os, shlex, shutil, subprocess, sys
+import hashlib, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
@@ -10,44 +10,25 @@ os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
 project = Path(__file__).resolve().parent.parent
 offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused
 
-
 @pytest.fixture
 def run(tmp_path):
     "Run a command line in an empty folder, without network and without MNIST unless `env` says otherwise."
     def run(*args, **env):
         env = {**os.environ, **offline, 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg', 'MNIST_ROOT': str(tmp_path/'nothing'), **env}
         args = [str(project/args[0]), *args[1:]] if args[0].endswith('.py') else args
-        return subprocess.run([sys.executable, '-W', 'ignore::FutureWarning', *map(str, args)], cwd=tmp_path, env=env, text=True,
+        return subprocess.run([sys.executable, *map(str, args)], cwd=tmp_path, env=env, text=True,
                               capture_output=True, timeout=300)
     return run
-
-
-@pytest.fixture
-def tmpfs(tmp_path):
-    "Run Python beside a small file system of its own in `folder`, which is soon full; `after` is a shell command to look at it."
-    def run(folder, size, *args, after=':'):
-        (tmp_path/folder).mkdir(exist_ok=True)
-        python = shlex.join(map(str, [sys.executable, '-B', '-W', 'ignore', *args]))
-        line = f'mount -t tmpfs -o size={size} tmpfs {folder} || exit 77; {python}; status=$?; {after}; exit $status'
-        done = subprocess.run(['unshare', '-rm', 'sh', '-c', line], cwd=tmp_path, text=True, capture_output=True, timeout=300,
-                              env={**os.environ, **offline, 'no_proxy': '127.0.0.1', 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg'})
-        if done.returncode == 77 or 'unshare' in done.stderr: pytest.skip(f'no file system of its own here: {done.stderr.strip()}')
-        return done
-    if not shutil.which('unshare'): pytest.skip('needs the command unshare')
-    return run
-
 
 @pytest.fixture
 def no_pictures(monkeypatch):
     "For tests of a whole run, not of its pictures, which take longer than the training."
     monkeypatch.setattr('report.figure', lambda *args: None)
 
-
 def write_idx(path, values):
     "Write a uint8 array in the IDX format of MNIST's raw files."
     values = np.asarray(values, dtype=np.uint8)
     path.write_bytes(bytes([0, 0, 8, values.ndim]) + np.array(values.shape, '>i4').tobytes() + values.tobytes())
-
 
 @pytest.fixture
 def root(tmp_path, monkeypatch):
@@ -63,10 +44,8 @@ def root(tmp_path, monkeypatch):
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     return tmp_path/'root'
 
-
 def pytest_collection_modifyitems(config, items):
-    "Tests that need the real MNIST skip themselves where MNIST_ROOT does not lead to it, the nightly ones where nobody asked for them."
+    "Tests that need the real MNIST skip themselves where MNIST_ROOT does not lead to it."
     there = (Path(os.environ.get('MNIST_ROOT') or 'nowhere')/'MNIST'/'raw').is_dir()
     for item in items:
         if item.get_closest_marker('mnist') and not there: item.add_marker(pytest.mark.skip(reason='MNIST_ROOT leads to no MNIST'))
-    if 'nightly' not in config.getoption('markexpr'): items[:] = [o for o in items if not o.get_closest_marker('nightly')]
