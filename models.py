@@ -74,8 +74,8 @@ class Model_3(nn.Sequential):
     def __init__(self): super().__init__(
         nn.ZeroPad2d(-2),                                                  # 24 pixels wide
         turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True),    #  8,  8 channels; 22, 10 pixels wide
-        turned(2, 4),                   turned(4, 6, pool=True),           # 16, 24;          10, 5
-        turned(6, 8),                   turned(8, 8),                      # 32, 32;          5
+        turned(2, 4),                   turned(4, 8, pool=True),           # 16, 32;          10, 5
+        turned(8, 8),                   turned(8, 8),                      # 32, 32;          5
         *head(32, 5))                                                      # 1
 
 

@@ -26,7 +26,7 @@ from models import Model_3
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
 bs = 256         # images per batch
-lr = 1.5e-2      # the peak of the cycle
+lr = 1.5e-2      # the peak of the cycle: between `lr_find`'s minimum and steep (results/lr_find.csv)
 pct_start = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.05, elastic=.4, deskew=True)  # the units are `RandomWarp`'s
 ema_epochs = 2   # how far back the average of the weights reaches

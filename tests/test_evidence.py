@@ -56,7 +56,8 @@ def test_folds_are_whole(name, base):
 
 def test_learning_rates_are_read_off_lr_find():
     found = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median()
-    for name,step in steps.items(): assert found.valley[name]/1.5 < step.lr or step.lr < found.slide[name]*1.5
+    assert found.valley.step1 < step1.lr < found.slide.step1 and step2.lr == step1.lr == pytest.approx(found.valley.step2, rel=.05)
+    assert found.minimum.step3 < step3.lr < found.steep.step3
 
 class Epochs(Callback):
     "Ends a fit after three epochs, the schedule being that of the whole."
@@ -74,6 +75,5 @@ def test_a_recorded_seed_trains_again_to_the_same_numbers(step):
                 torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
     torch.set_num_threads(was)
     then = evidence.runs(step).loc[0].loc[:3]
-    # to the last bit where it was recorded so; elsewhere within 0.3 points once the net has settled
-    if all(about[k] == v for k,v in here.items()): assert now.equals(then)
-    else: assert abs(now - then).valid_accuracy[3] < .003
+    if all(about[k] == v for k,v in here.items()): assert now.equals(then)  # to the last bit, as far as it is told
+    else: assert (abs(now - then).train_accuracy[1:] < .003).all()

@@ -11,7 +11,7 @@ nets = [v for k,v in vars(models).items() if k.startswith('Model_')]
 
 def test_every_model_is_found(): assert [m.__name__ for m in nets] == [f'Model_{i+1}' for i in range(len(nets))] and len(nets) >= 2
 
-@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_698), (Model_3, 6_716), (Model_4, 3_532)])
+@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_698), (Model_3, 7_596), (Model_4, 3_532)])
 def test_fewer_than_8000_parameters(net, n): assert sum(p.numel() for p in net().parameters()) == count(net()) == n < 8_000 == budget
 
 @pytest.mark.parametrize('net', nets)
