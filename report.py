@@ -135,6 +135,7 @@ def curves(rows, rates, target):
     accuracy.set_ylim(100*min(target, rows.valid_accuracy[-5:].min()) - 1, 100.1)  # the first epochs would hide the last ones
     loss.set_yscale('log')
     rate.plot(np.arange(1, len(rates)+1) * len(rows)/len(rates), rates)
+    rate.set_ylim(0, 1.1*max(rates))
     for ax,name in ((loss, 'loss'), (accuracy, 'accuracy, %'), (rate, 'learning rate')):
         ax.set(xlabel='epoch', ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
@@ -154,7 +155,7 @@ def save_run(learn, rows, rates, folder, target):
         figure(lambda: curves(rows, rates, target), f'{net} on {name}', folder/'curves.png')
         interp = ClassificationInterpretation.from_learner(learn)
         figure(lambda: interp.plot_confusion_matrix(figsize=(7, 7), title=''), f'{net} on {name}', folder/'confusion.png')
-        figure(lambda: interp.plot_top_losses(16, figsize=(11, 12)), f'The images of the largest loss of {net} on {name}', folder/'top_losses.png')
+        figure(lambda: interp.plot_top_losses(16, figsize=(11, 12)), f'The largest losses of {net} on {name}: prediction/label / loss / probability', folder/'top_losses.png')
     finally: plt.switch_backend(was)
 
 def measured(rows):
