@@ -91,10 +91,8 @@ experiments = {
     'ablations/constant-rate':   constant_rate,
     'ablations/adamw':           adamw,
     'ablations/step3-dropout':   partial(step3.train, model=partial(with_dropout, Model_3)),
-    # candidates on the folds
-    'filters-2-2-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 6), (8, 8))),
+    # candidates on the folds: filters in the layers, beside Model_3's 2, 2, 4, 8, 8, 8
     'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),
-    'filters-2-2-4-8-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 8), (8, 8))),
 }
 
 
