@@ -9,8 +9,6 @@ from models import Model_1, Model_2, Model_3, Model_4, TurnedConv2d, budget, cou
 
 nets = [v for k,v in vars(models).items() if k.startswith('Model_')]
 
-def test_every_model_is_found(): assert [m.__name__ for m in nets] == [f'Model_{i+1}' for i in range(len(nets))] and len(nets) >= 2
-
 @pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_698), (Model_3, 7_596), (Model_4, 3_532)])
 def test_fewer_than_8000_parameters(net, n): assert sum(p.numel() for p in net().parameters()) == count(net()) == n < 8_000 == budget
 
@@ -63,6 +61,5 @@ def test_receptive_fields_against_gradients(net):
 @pytest.mark.parametrize('net', nets)
 def test_table(net):
     rows,text = layers(net()),table(net())
-    assert sum(r[2] for r in rows) == count(net()) and rows[-1][1] == (10,)
-    assert rows[-1][3] >= 28  # the whole image is seen
+    assert sum(r[2] for r in rows) == count(net()) and rows[-1][1] == (10,) and rows[-1][3] >= 28  # the whole image is seen
     assert f'{count(net()):,}' in text and len(text.splitlines()) == len(rows) + 2
