@@ -21,7 +21,7 @@ from models import Model_2
 target = .988  # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
 bs = 256       # images per batch
-lr = 3e-3      # as in step 1, so that only the net changes; here it is `lr_find`'s valley
+lr = 3e-3      # as in step 1, so that only the net changes; again between `lr_find`'s valley and slide
 
 
 def learner(model=Model_2, seed=0, bs=bs, **kwargs):

@@ -23,7 +23,7 @@ from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
 from data import not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, turned
+from models import Model_1, Model_2, Model_3, conv, count, head, turned
 
 
 def without_batch_norm():
@@ -35,21 +35,19 @@ def without_batch_norm():
         block[1] = nn.Identity()
     return net
 
-def with_dropout(model, p=.05):
-    "`model` with dropout of `p` after each ReLU."
-    net = model()
+def with_dropout(p=.05):
+    "Model_2 with dropout of `p` after each ReLU."
+    net = Model_2()
     for block in net:
         if isinstance(block, nn.Sequential): block.append(nn.Dropout(p))
     return net
 
-def average_pooling():
-    "Model_2 with global average pooling in place of the global depthwise convolution."
-    net = Model_2()
-    net[-3] = nn.AdaptiveAvgPool2d(1)
-    return net
+def plain_filters():
+    "Model_2's build with plain filters in place of turned ones, and fewer channels to pay for them."
+    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0), conv(8, 8, pad=0, pool=True), conv(8, 8), conv(8, 16, pool=True), conv(16, 16), conv(16, 16), *head(16, 5))
 
 def filters(a, b, c):
-    "Model_3's build with `a`, `b` and `c` filters in the two layers of each of its three scales."
+    "Model_2's build with `a`, `b` and `c` filters in the two layers of each of its three scales."
     return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True), turned(a[1], b[0]),
                          turned(b[0], b[1], pool=True), turned(b[1], c[0]), turned(c[0], c[1]), *head(4*c[1], 5))
 
@@ -79,19 +77,17 @@ experiments = {
     'step2': step2.train,
     'step3': step3.train,
     'step3-8epochs': partial(step3.train, epochs=8),
-    'step3-Model_4': partial(step3.train, model=Model_4),
-    'ablations/no-batch-norm':   partial(step1.train, model=without_batch_norm),
-    'ablations/average-pooling': partial(step2.train, model=average_pooling),
-    'ablations/dropout':         partial(step2.train, model=partial(with_dropout, Model_2)),
-    'ablations/plain-filters':   partial(step3.train, model=Model_2),
-    'ablations/no-deskewing':    partial(step3.train, warp={**step3.warp, 'deskew': False}),
-    'ablations/no-augmentation': partial(step3.train, warp={'deskew': True}),
-    'ablations/no-elastic':      partial(step3.train, warp={**step3.warp, 'elastic': 0}),
-    'ablations/no-ema':          without_ema,
-    'ablations/constant-rate':   constant_rate,
-    'ablations/adamw':           adamw,
-    'ablations/step3-dropout':   partial(step3.train, model=partial(with_dropout, Model_3)),
-    # candidates on the folds: filters in the layers, beside Model_3's 2, 2, 4, 8, 8, 8
+    'step3-Model_3': partial(step3.train, model=Model_3),
+    'ablations/no-batch-norm':       partial(step1.train, model=without_batch_norm),
+    'ablations/step2-plain-filters': partial(step2.train, model=plain_filters),
+    'ablations/step2-dropout':       partial(step2.train, model=with_dropout),
+    'ablations/plain-filters':       partial(step3.train, model=plain_filters),
+    'ablations/no-deskewing':        partial(step3.train, warp={**step3.warp, 'deskew': False}),
+    'ablations/no-augmentation':     partial(step3.train, warp={'deskew': True}),
+    'ablations/no-ema':              without_ema,
+    'ablations/constant-rate':       constant_rate,
+    'ablations/adamw':               adamw,
+    # candidates on the folds: filters in the layers, beside Model_2's 2, 2, 4, 8, 8, 8
     'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),
 }
 

@@ -9,11 +9,10 @@ from pathlib import Path
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
-import data, step3
+import data, record, step3
 import torch
 from copy import deepcopy
 from fastai.vision.all import TensorImageBW
-from models import Model_2
 from torch.nn import functional as F
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
@@ -85,7 +84,7 @@ def seconds(f):
 
 def epochs(root, rounds):
     "Seconds of an epoch each way, in turn; the first round warms up."
-    learn,plain = step3.learner(data='mnist', root=root),step3.learner(data='mnist', root=root, model=Model_2)
+    learn,plain = step3.learner(data='mnist', root=root),step3.learner(data='mnist', root=root, model=record.plain_filters)
     def ours(learn): learn.fit_one_cycle(1, step3.lr)
     def one_thread():
         threads = torch.get_num_threads()

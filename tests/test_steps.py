@@ -10,10 +10,10 @@ from fastcore.script import anno_parser
 
 import data, report, step1, step2, step3
 from conftest import offline, project
-from models import Model_1, Model_2, Model_3, Model_4, table
+from models import Model_1, Model_2, Model_3, table
 
 steps = {'step1': step1, 'step2': step2, 'step3': step3}
-nets = dict(step1=Model_1, step2=Model_2, step3=Model_3)
+nets = dict(step1=Model_1, step2=Model_2, step3=Model_2)
 every_step = pytest.mark.parametrize('step', steps)
 batches = 6  # of an epoch of the small digits
 
@@ -50,8 +50,8 @@ def test_schedules():
     assert max(rates[2]) == pytest.approx(step3.lr, rel=.05) and rates[2][-1] < step3.lr/30 and 1 <= rates[2].index(max(rates[2])) <= 3
 
 def with_table():
-    "Model_4 with a buffer of integers, which no average may touch."
-    net = Model_4()
+    "Model_3 with a buffer of integers, which no average may touch."
+    net = Model_3()
     net.register_buffer('index', torch.arange(9).flip(0))
     return net
 
