@@ -2,22 +2,22 @@
 
 Target
     99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken at its word.
-    Step 2 ends at 99.57% [train of step2] of the training images, 99.15% [mean of step2] of the test images, and swings by
+    Step 2 ends at 99.71% [train of step2] of the training images, 99.20% [mean of step2] of the test images, and swings by
     0.08% [swing of step2] from epoch to epoch: what is missing is generalization, and stable last epochs.
 Result
-    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.00% ± 0.00, lowest 98.00%
+    recorded: seeds 0 to 9, last 5 of 15 epochs: mean 99.60% ± 0.01, lowest 99.55%
     this run: {this_run}
 Analysis
     The net is that of step 2, the training is new.
     Change in test accuracy, in points with a 95% interval (one that holds zero shows nothing):
-        -0.00 ± 0.00 [step3]  all of step 3, against step 2
-        -0.00 ± 0.00 [ablations/no-augmentation]  without augmentation
+        +0.40 ± 0.08 [step3]  all of step 3, against step 2
+        -0.11 ± 0.03 [ablations/no-augmentation]  without augmentation
         not shown:
-        -0.00 ± 0.00 [ablations/plain-filters]  plain filters in place of turned ones
-        -0.00 ± 0.00 [ablations/no-deskewing]  without deskewing
-        -0.00 ± 0.00 [ablations/no-ema]  the raw weights in place of their average
-    The swing of a seed over its last epochs falls to 0.02% [swing of step3]; of the raw weights it is 0.02% [swing of ablations/no-ema].
-    The train accuracy, 99.40% [train of step3], is of augmented images, as the net trains: hence no gap is left to see.
+        -0.06 ± 0.07 [ablations/plain-filters]  plain filters in place of turned ones
+        +0.00 ± 0.05 [ablations/no-deskewing]  without deskewing
+        -0.01 ± 0.03 [ablations/no-ema]  the raw weights in place of their average
+    The swing of a seed over its last epochs falls to 0.01% [swing of step3]; of the raw weights it is 0.03% [swing of ablations/no-ema].
+    The train accuracy, 99.53% [train of step3], is of augmented images, as the net trains: hence no gap is left to see.
     Deskewing was chosen on held-out training images (results/README.md).
     Adam and batches of 256 are as in steps 1 and 2; fit_one_cycle moves beta1, too, from 0.95 to 0.85 and back.
 """
