@@ -7,7 +7,7 @@ A run is `results/NAME/seedSS.csv`, or `results/folds/NAME/foldF-seedSS.csv`; it
 best epoch. A figure names its source, in brackets or in a comment that a page does not show: 99.52% [mean of step3],
 -0.10 ± 0.03 [ablations/no-augmentation], 99.43<!-- lowest of step3 -->; a table stands between two comments.
 """
-import argparse, json, re
+import argparse, functools, json, re
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +40,7 @@ candidates = [('step3', 'before', "today's recipe in place of the one before (se
 
 def percent(x): return (100*x).round(4)
 
+@functools.lru_cache  # each figure asks anew
 def runs(name):
     "All epochs of experiment `name`, indexed by seed and epoch: losses, and accuracies as fractions."
     return pd.concat({int(f.stem[4:]): pd.read_csv(f, index_col='epoch') for f in sorted((here/name).glob('seed*.csv'))}, names=['seed'])
@@ -88,7 +89,7 @@ kinds = {  # figures of an experiment, over its seeds; of the last five epochs w
 
 
 def interval(d, extra=0):
-    "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `fold_table`)."
+    "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `compare`)."
     return stats.t.ppf(.975, len(d)-1) * d.std() * np.sqrt(1/len(d) + extra)
 
 def difference(name):
@@ -188,7 +189,7 @@ def fill(path):
     "The text of `path` with every cited figure and table as the recorded runs give it."
     text = cited.sub(lambda m: kinds[m['kind']](m['name']) + m['between'] + f"{m['kind']} of {m['name']}", path.read_text(encoding='utf-8'))
     text = cited_change.sub(lambda m: words(m['name']) + m['between'] + m['name'], text)
-    text = re.sub(r'(<!-- table (\w+) -->\n)(?:.*?\n)??(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', re.sub(r'(<!-- table \w+ -->\n).*?(<!-- end -->)', r'\1\2', text, flags=re.S))
+    text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
     if path.stem in steps: text = result.sub(lambda _: result_of(path.stem), text)
     return text
 

@@ -1,15 +1,12 @@
 "Every figure that a docstring or a README gives is recomputed from `results/`; a recorded run is trained again where MNIST is."
 import re
 
-import fastai
+import fastai, pytest, torch, torchvision
 import pandas as pd
-import pytest
-import torch
-import torchvision
 from fastai.vision.all import Callback, CancelFitException
 
 import evidence, record, report, step1, step2, step3
-from models import Model_1, Model_2, Model_3, count
+from models import Model_1, Model_2, Model_3, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
 nets = {'step1': Model_1, 'step2': Model_2, 'step3': Model_2, 'step3-8epochs': Model_2, 'step3-Model_3': Model_3}
@@ -23,6 +20,9 @@ def test_no_figure_of_an_analysis_is_without_a_source(step):
     text = steps[step].__doc__.split('\nAnalysis\n')[1]
     for pattern in (evidence.cited, evidence.cited_change): text = pattern.sub('', text)
     assert not re.search(r'\d+\.\d+ ?%|±', text), text
+
+def test_parameters_named_in_step_1():
+    assert f'{max(row[2] for row in layers(Model_1())):,} of its {count(Model_1()):,} parameters' in step1.__doc__ and layers(Model_1())[-2][2] == 2890
 
 def test_wrong_figures_are_put_right(tmp_path):
     page = tmp_path/'page.md'
