@@ -51,6 +51,12 @@ def filters(a, b, c):
     return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True), turned(a[1], b[0]),
                          turned(b[0], b[1], pool=True), turned(b[1], c[0]), turned(c[0], c[1]), *head(4*c[1], 5))
 
+def wider_frame():
+    "Model_2 on images of 26×26, not 24×24."
+    net = Model_2()
+    net[0] = nn.ZeroPad2d(-1)
+    return net
+
 def without_ema(**kwargs):
     "Step 3, judged by the raw weights after each epoch."
     learn = step3.learner(**kwargs)
@@ -87,8 +93,11 @@ experiments = {
     'ablations/no-ema':              without_ema,
     'ablations/constant-rate':       constant_rate,
     'ablations/adamw':               adamw,
-    # candidates on the folds: filters in the layers, beside Model_2's 2, 2, 4, 8, 8, 8
-    'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),
+    # candidates on the folds
+    'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),  # beside Model_2's 2, 2, 4, 8, 8, 8
+    'frame-26':     partial(step3.train, model=wider_frame),
+    'peak-0.03':    partial(step3.train, lr=3e-2),
+    'batch-of-128': partial(step3.train, bs=128),
 }
 
 
