@@ -46,10 +46,14 @@ def plain_filters():
     "Model_2's build with plain filters in place of turned ones, and fewer channels to pay for them."
     return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0), conv(8, 8, pad=0, pool=True), conv(8, 8), conv(8, 16, pool=True), conv(16, 16), conv(16, 16), *head(16, 5))
 
-def filters(a, b, c):
-    "Model_2's build with `a`, `b` and `c` filters in the two layers of each of its three scales."
-    return nn.Sequential(nn.ZeroPad2d(-2), turned(1, a[0], pad=0, lift=True), turned(a[0], a[1], pad=0, pool=True), turned(a[1], b[0]),
-                         turned(b[0], b[1], pool=True), turned(b[1], c[0]), turned(c[0], c[1]), *head(4*c[1], 5))
+def filters(*scales):
+    "Model_2's build with `scales`: for each of its three scales the filters of each layer."
+    layers,ni = [nn.ZeroPad2d(-2)],1
+    for s,scale in enumerate(scales):
+        for i,nf in enumerate(scale, 1):
+            layers.append(turned(ni, nf, pad=int(s > 0), pool=s < 2 and i == len(scale), lift=s == 0 and i == 1))
+            ni = nf
+    return nn.Sequential(*layers, *head(4*ni, 5))
 
 def wider_frame():
     "Model_2 on images of 26×26, not 24×24."
@@ -95,6 +99,8 @@ experiments = {
     'ablations/adamw':               adamw,
     # candidates on the folds
     'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),  # beside Model_2's 2, 2, 4, 8, 8, 8
+    'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 4, 6), (8, 8))),
+    'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(filters, (2, 2), (4, 8), (6, 7, 7))),
     'frame-26':     partial(step3.train, model=wider_frame),
     'peak-0.03':    partial(step3.train, lr=3e-2),
     'batch-of-128': partial(step3.train, bs=128),
