@@ -86,6 +86,7 @@ kinds = {  # figures of an experiment, over its seeds; of the last five epochs w
     'swing':   lambda name: f'{late(name).std(axis=1).mean():.2f}',           # standard deviation over the epochs of a seed
     'seeds':   lambda name: f'{len(late(name))}',
     'held':    lambda name: f'{(late(name).min(axis=1) >= 99.4).sum()}',      # seeds with every late epoch at 99.40
+    'held3':   lambda name: f'{(late(name, n=3).min(axis=1) >= 99.4).sum()}',  # with each of the last three there
     'from':    lambda name: f'{settled(name).min():.0f} to {settled(name).max():.0f}' if settled(name).notna().all() else f'{settled(name).min():.0f} to never',
     'parameters': lambda name: f'{about(name)["parameters"]:,}',
     'hard':    lambda name: f'{(wrong(name) >= .5).sum()}',                   # test images that at least half of the seeds get wrong

@@ -50,9 +50,9 @@ def test_intervals_and_corrections():
     assert evidence.signed(-.001) == '+0.00' and evidence.signed(-.006) == '-0.01'
 
 @pytest.mark.parametrize('name, base', [c[:2] for c in evidence.candidates])
-def test_folds_are_whole(name, base):
-    assert evidence.folds(name).index.unique('fold').tolist() == [1, 2, 3, 4, 5, 6]
-    assert len(evidence.folds(name).index.intersection(evidence.folds(base).index)) >= 6
+def test_folds_are_whole_or_given_up_by_the_rule(name, base):
+    ratio = evidence.compare(name, base)[0]
+    assert ratio.index.tolist() == list(range(1, len(ratio)+1)) and (len(ratio) == 6 or (ratio > 1).sum() >= 2)
 
 def test_learning_rates_are_read_off_lr_find():
     found = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median()
