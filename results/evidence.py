@@ -154,7 +154,7 @@ public = [('[adilsammar/woolly-of-cv](https://github.com/adilsammar/woolly-of-cv
           ('[adilsammar/woolly-of-cv](https://github.com/adilsammar/woolly-of-cv/tree/HEAD/assets/mnist), MNIST_4838', 4838, 99.38, 99.34, 8),
           ('[firekind/ERA4, session 6](https://github.com/firekind/ERA4/tree/HEAD/session-6)', 6174, 99.46, 99.42, 11),
           ('[vivek-a81/EVA6, session 5](https://github.com/vivek-a81/EVA6/tree/HEAD/Session5)', 7496, 99.48, 99.44, 11)]
-ours = {'step3-Model_3': '`step3.py --model Model_3`', 'step3-8epochs': '`step3.py --epochs 8`', 'step3': '`step3.py`'}
+ours = {'small-2-2-3-3-4-4': 'filters 2, 2 \\| 3, 3 \\| 4, 4', 'step3-Model_3': '`step3.py --model Model_3`', 'step3-8epochs': '`step3.py --epochs 8`', 'step3': '`step3.py`'}
 
 def public_table():
     rows = [[who, f'{n:,}', '1', f'{m:.2f}', f'{low:.2f}', str(first)] for who,n,m,low,first in public]

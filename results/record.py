@@ -88,6 +88,7 @@ experiments = {
     'step3': step3.train,
     'step3-8epochs': partial(step3.train, epochs=8),
     'step3-Model_3': partial(step3.train, model=Model_3),
+    'small-2-2-3-3-4-4': partial(step3.train, model=partial(filters, (2, 2), (3, 3), (4, 4))),
     'ablations/no-batch-norm':       partial(step1.train, model=without_batch_norm),
     'ablations/step2-plain-filters': partial(step2.train, model=plain_filters),
     'ablations/step2-dropout':       partial(step2.train, model=with_dropout),
@@ -101,8 +102,6 @@ experiments = {
     'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),  # beside Model_2's 2, 2, 4, 8, 8, 8
     'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 4, 6), (8, 8))),
     'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(filters, (2, 2), (4, 8), (6, 7, 7))),
-    'small-3-2-4-4-5-5': partial(step3.train, model=partial(filters, (3, 2), (4, 4), (5, 5))),  # beside Model_3's 2, 2, 4, 4, 5, 5
-    'small-2-2-3-3-4-4': partial(step3.train, model=partial(filters, (2, 2), (3, 3), (4, 4))),
     'frame-26':     partial(step3.train, model=wider_frame),
     'peak-0.03':    partial(step3.train, lr=3e-2),
     'batch-of-128': partial(step3.train, bs=128),

@@ -9,7 +9,8 @@ import evidence, record, report, step1, step2, step3
 from models import Model_1, Model_2, Model_3, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
-nets = {'step1': Model_1, 'step2': Model_2, 'step3': Model_2, 'step3-8epochs': Model_2, 'step3-Model_3': Model_3}
+nets = {'step1': Model_1, 'step2': Model_2, 'step3': Model_2, 'step3-8epochs': Model_2, 'step3-Model_3': Model_3,
+        'small-2-2-3-3-4-4': record.experiments['small-2-2-3-3-4-4'].keywords['model']}
 recorded = [name for name in [*nets, *(n for n in evidence.changes if n.startswith('ablations'))] if evidence.recorded(name)]
 
 @pytest.mark.parametrize('path', evidence.texts, ids=lambda p: str(p.relative_to(evidence.project)))
