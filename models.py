@@ -33,8 +33,11 @@ class TurnedConv2d(nn.Conv2d):
 
 
 def block(conv, nf, pool):
-    "`conv`, 2×2 max-pooling if `pool`, batch norm of `nf` channels, ReLU. Pooled first, the last two have a quarter of the pixels to do."
-    return nn.Sequential(conv, *[nn.MaxPool2d(2)]*pool, nn.BatchNorm2d(nf), nn.ReLU(inplace=True))
+    """`conv`, 2×2 max-pooling if `pool`, batch norm of `nf` channels, SiLU. Pooled first, the last two have a quarter of the pixels to do.
+
+    SiLU is x·sigmoid(x): ReLU without its corner (Ramachandran et al. 2017, "Searching for Activation Functions", where it is Swish).
+    """
+    return nn.Sequential(conv, *[nn.MaxPool2d(2)]*pool, nn.BatchNorm2d(nf), nn.SiLU(inplace=True))
 
 def conv(ni, nf, pad=1, pool=False):
     "A 3×3 convolution from `ni` to `nf` channels in a `block`."

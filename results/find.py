@@ -15,7 +15,8 @@ from fastai.vision.all import minimum, slide, steep, valley
 
 def suggestions(step, seed):
     "A row of results/lr_find.csv: the four suggestions, as learning rates."
-    found = step.learner(seed=seed, data='mnist').lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
+    learn = step.learner(seed=seed, data='mnist')
+    with learn.no_bar(): found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
     return dict(step=step.__name__, seed=seed, **{k: f'{v:.2e}' for k,v in found._asdict().items()})
 
 

@@ -36,10 +36,17 @@ def without_batch_norm():
     return net
 
 def with_dropout(p=.05):
-    "Model_2 with dropout of `p` after each ReLU."
+    "Model_2 with dropout of `p` after each activation."
     net = Model_2()
     for block in net:
         if isinstance(block, nn.Sequential): block.append(nn.Dropout(p))
+    return net
+
+def with_relu(make=Model_2):
+    "Model_2, or the net that `make` makes, with ReLU in place of SiLU."
+    net = make()
+    for block in net:
+        if isinstance(block, nn.Sequential): block[-1] = nn.ReLU(inplace=True)
     return net
 
 def plain_filters():
@@ -56,8 +63,8 @@ def filters(*scales):
     return nn.Sequential(*layers, *head(4*ni, 5))
 
 def wider_frame():
-    "Model_2 on images of 26×26, not 24×24."
-    net = Model_2()
+    "Model_2 with ReLU, on images of 26×26, not 24×24."
+    net = with_relu()
     net[0] = nn.ZeroPad2d(-1)
     return net
 
@@ -98,13 +105,15 @@ experiments = {
     'ablations/no-ema':              without_ema,
     'ablations/constant-rate':       constant_rate,
     'ablations/adamw':               adamw,
-    # candidates on the folds
-    'filters-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 4), (4, 6), (8, 8))),  # beside Model_2's 2, 2, 4, 8, 8, 8
-    'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 4, 6), (8, 8))),
-    'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(filters, (2, 2), (4, 8), (6, 7, 7))),
+    # candidates on the folds; all but the last were compared with the net of ReLUs
+    'relu': partial(step3.train, model=with_relu),
+    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),  # beside Model_2's 2, 2, 4, 8, 8, 8
+    'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 4, 6), (8, 8)))),
+    'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 8), (6, 7, 7)))),
     'frame-26':     partial(step3.train, model=wider_frame),
-    'peak-0.03':    partial(step3.train, lr=3e-2),
-    'batch-of-128': partial(step3.train, bs=128),
+    'peak-0.03':    partial(step3.train, model=with_relu, lr=3e-2),
+    'batch-of-128': partial(step3.train, model=with_relu, bs=128),
+    'batch-of-512': partial(step3.train, model=with_relu, bs=512),
 }
 
 

@@ -51,7 +51,7 @@ def test_receptive_fields_against_gradients(net):
     for i,m in enumerate(parts):  # all weights positive, averages for maxima: so that no path cancels or hides
         if isinstance(m, nn.Conv2d): nn.init.ones_(m.weight)
         if isinstance(m, nn.MaxPool2d): parts[i] = nn.AvgPool2d(2)
-        if isinstance(m, (nn.BatchNorm2d, nn.ReLU)): parts[i] = nn.Identity()
+        if isinstance(m, (nn.BatchNorm2d, nn.SiLU)): parts[i] = nn.Identity()
     for i,want in enumerate(fields(*parts)):
         x = torch.ones(1, 1, 120, 120, requires_grad=True)
         y = nn.Sequential(*parts[:i+1])(x)
