@@ -32,20 +32,21 @@ class TurnedConv2d(nn.Conv2d):
         return F.conv2d(x, w, padding=self.padding)
 
 
-def block(conv, nf, pool):
-    """`conv`, 2×2 max-pooling if `pool`, batch norm of `nf` channels, SiLU. Pooled first, the last two have a quarter of the pixels to do.
+def block(conv, nf, pool, p):
+    """`conv`, 2×2 max-pooling if `pool`, batch norm of `nf` channels, SiLU, dropout of `p`. Pooled first, the last three have a quarter of
+    the pixels to do.
 
     SiLU is x·sigmoid(x): ReLU without its corner (Ramachandran et al. 2017, "Searching for Activation Functions", where it is Swish).
     """
-    return nn.Sequential(conv, *[nn.MaxPool2d(2)]*pool, nn.BatchNorm2d(nf), nn.SiLU(inplace=True))
+    return nn.Sequential(conv, *[nn.MaxPool2d(2)]*pool, nn.BatchNorm2d(nf), nn.SiLU(), *[nn.Dropout(p)]*(p > 0))
 
-def conv(ni, nf, pad=1, pool=False):
+def conv(ni, nf, pad=1, pool=False, p=0.):
     "A 3×3 convolution from `ni` to `nf` channels in a `block`."
-    return block(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), nf, pool)
+    return block(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), nf, pool, p)
 
-def turned(ni, nf, pad=1, pool=False, lift=False):
+def turned(ni, nf, pad=1, pool=False, lift=False, p=0.):
     "`conv` with turned filters: from 4·`ni` channels (`ni` with `lift`) to 4·`nf`."
-    return block(TurnedConv2d(ni, nf, pad, lift), 4*nf, pool)
+    return block(TurnedConv2d(ni, nf, pad, lift), 4*nf, pool, p)
 
 def head(nf, size):
     """From a map (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global average pooling with a learned
@@ -64,17 +65,22 @@ class Model_1(nn.Sequential):
 
 class Model_2(nn.Sequential):
     """Turned filters, with more channels for the weights that they save, and a global depthwise convolution in place of the large kernel;
-    on images without their empty rim, for speed."""
-    def __init__(self): super().__init__(
-        nn.ZeroPad2d(-2),                                                  # 24 pixels wide: a negative padding crops
-        turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True),    #  8,  8 channels; 22, 10 pixels wide
-        turned(2, 4),                   turned(4, 8, pool=True),           # 16, 32;          10, 5
-        turned(8, 8),                   turned(8, 8),                      # 32, 32;          5
-        *head(32, 5))                                                      # 1
+    dropout of `p` after each activation; on images without their empty rim, for speed."""
+    def __init__(self, p=.05): super().__init__(
+        nn.ZeroPad2d(-2),                                                            # 24 pixels wide: a negative padding crops
+        turned(1, 2, pad=0, lift=True, p=p), turned(2, 2, pad=0, pool=True, p=p),    #  8,  8 channels; 22, 10 pixels wide
+        turned(2, 4, p=p),                   turned(4, 8, pool=True, p=p),           # 16, 32;          10, 5
+        turned(8, 8, p=p),                   turned(8, 8, p=p),                      # 32, 32;          5
+        *head(32, 5))                                                                # 1
 
 
-class Model_3(nn.Sequential):
-    "`Model_2` on less than half of the budget."
+class Model_3(Model_2):
+    "`Model_2` without dropout."
+    def __init__(self): super().__init__(p=0.)
+
+
+class Model_4(nn.Sequential):
+    "`Model_3` on less than half of the budget."
     def __init__(self): super().__init__(
         nn.ZeroPad2d(-2),                                                  # 24 pixels wide
         turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True),    #  8,  8 channels; 22, 10 pixels wide

@@ -2,22 +2,23 @@
 
 Target
     99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken at its word.
-    Step 2 ends at 99.71% [train of step2] of the training images, 99.20% [mean of step2] of the test images, and swings by
+    Step 2 ends at 99.71% [clean of step2] of the training images, 99.20% [mean of step2] of the test images, and swings by
     0.08% [swing of step2] from epoch to epoch: what is missing is generalization, and stable last epochs.
 Result
     recorded: seeds 0 to 19, last 5 of 15 epochs: mean 99.60% ± 0.01, lowest 99.49%
     this run: {this_run}
 Analysis
-    The net is that of step 2, the training is new.
+    The net is that of step 2 without its dropout, which does not help here (results/README.md); the training is new.
     Change in test accuracy, in points with a 95% interval (one that holds zero shows nothing):
         +0.40 ± 0.08 [step3]  all of step 3, against step 2
         -0.11 ± 0.03 [ablations/no-augmentation]  without augmentation
         not shown:
-        -0.06 ± 0.07 [ablations/plain-filters]  plain filters in place of turned ones
-        +0.00 ± 0.05 [ablations/no-deskewing]  without deskewing
         -0.01 ± 0.03 [ablations/no-ema]  the raw weights in place of their average
-    The swing of a seed over its last epochs falls to 0.02% [swing of step3]; of the raw weights it is 0.03% [swing of ablations/no-ema].
-    The train accuracy, 99.53% [train of step3], is of augmented images, as the net trains; the gap on the images without augmentation is below.
+        +0.00 ± 0.05 [relu-no-deskewing]  without deskewing (recorded with ReLU in place of SiLU)
+    What the average brings is the goal sooner: a seed is at 99.40% for good from epoch 2 to 4 [from of step3] on; with the raw weights, from
+    epoch 9 to 10 [from of ablations/no-ema].
+    The gap narrows, to 99.53% [clean of step3] of the training images against 99.60% [mean of step3] of the test images; the swing of a
+    seed over its last epochs falls to 0.02% [swing of step3].
     Deskewing was chosen on held-out training images (results/README.md).
     Adam and batches of 256 are as in steps 1 and 2; fit_one_cycle moves beta1, too, from 0.95 to 0.85 and back.
 """
@@ -25,7 +26,7 @@ import report
 from data import RandomWarp, mnist_dls
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from models import Model_2
+from models import Model_3
 
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
@@ -59,7 +60,7 @@ class EMA(Callback):
     def after_fit(self): self.model.load_state_dict(self.mean.state_dict())
 
 
-def learner(model=Model_2, seed=0, bs=bs, warp=warp, **kwargs):
+def learner(model=Model_3, seed=0, bs=bs, warp=warp, **kwargs):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs` are those of `mnist_dls`."
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)

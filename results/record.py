@@ -5,8 +5,9 @@
     python results/record.py step3 --folds --seeds 2   # on the six held-out folds of the training images: how a recipe is chosen
     python results/record.py --help                    # the experiments
 
-Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device, threads, and the test images
-that the net gets wrong in the end. With --folds: results/folds/NAME/foldF-seedSS.csv and .json.
+Each run writes results/NAME/seedSS.csv, a row per epoch, and beside it seedSS.json with versions, device, threads, and, of the net in the
+end, the accuracy on the training images without augmentation and dropout, and the test images that it gets wrong. With --folds:
+results/folds/NAME/foldF-seedSS.csv and .json.
 What is recorded is skipped, so that an interrupted recording goes on where it was; delete files to record them anew.
 """
 import argparse, contextlib, io, json, os, platform, sys, time
@@ -22,8 +23,8 @@ from fastai.vision.all import OptimWrapper, ParamScheduler, combined_cos, progre
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
-from data import not_mnist
-from models import Model_1, Model_2, Model_3, conv, count, head, turned
+from data import clean_train, not_mnist
+from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, turned
 
 
 def without_batch_norm():
@@ -35,26 +36,20 @@ def without_batch_norm():
         block[1] = nn.Identity()
     return net
 
-def with_dropout(p=.05):
-    "Model_2 with dropout of `p` after each activation."
-    net = Model_2()
-    for block in net:
-        if isinstance(block, nn.Sequential): block.append(nn.Dropout(p))
-    return net
-
-def with_relu(make=Model_2):
-    "Model_2, or the net that `make` makes, with ReLU in place of SiLU."
+def with_relu(make=Model_3):
+    "Model_3, or the net that `make` makes, with ReLU in place of SiLU."
     net = make()
     for block in net:
         if isinstance(block, nn.Sequential): block[-1] = nn.ReLU(inplace=True)
     return net
 
-def plain_filters():
+def plain_filters(p=.05):
     "Model_2's build with plain filters in place of turned ones, and fewer channels to pay for them."
-    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0), conv(8, 8, pad=0, pool=True), conv(8, 8), conv(8, 16, pool=True), conv(16, 16), conv(16, 16), *head(16, 5))
+    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, p=p), conv(8, 8, pad=0, pool=True, p=p), conv(8, 8, p=p), conv(8, 16, pool=True, p=p),
+                         conv(16, 16, p=p), conv(16, 16, p=p), *head(16, 5))
 
 def filters(*scales):
-    "Model_2's build with `scales`: for each of its three scales the filters of each layer."
+    "Model_3's build with `scales`: for each of its three scales the filters of each layer."
     layers,ni = [nn.ZeroPad2d(-2)],1
     for s,scale in enumerate(scales):
         for i,nf in enumerate(scale, 1):
@@ -63,7 +58,7 @@ def filters(*scales):
     return nn.Sequential(*layers, *head(4*ni, 5))
 
 def wider_frame():
-    "Model_2 with ReLU, on images of 26×26, not 24×24."
+    "Model_3 with ReLU, on images of 26×26, not 24×24."
     net = with_relu()
     net[0] = nn.ZeroPad2d(-1)
     return net
@@ -81,33 +76,25 @@ def constant_rate(**kwargs):
     learn.fit(step3.epochs, step3.lr, cbs=ParamScheduler({'mom': combined_cos(step3.pct_start, *learn.moms)}))
     return learn
 
-def adamw(**kwargs):
-    "Step 3 with torch's AdamW at torch's defaults (beta2 0.999, eps 1e-8, weight decay on batch norm, too) in place of fastai's Adam."
-    learn = step3.learner(**kwargs)
-    learn.opt_func = partial(OptimWrapper, opt=torch.optim.AdamW)
-    learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.pct_start)
-    return learn
-
 
 experiments = {
     'step1': step1.train,
     'step2': step2.train,
     'step3': step3.train,
     'step3-8epochs': partial(step3.train, epochs=8),
-    'step3-Model_3': partial(step3.train, model=Model_3),
-    'small-2-2-3-3-4-4': partial(step3.train, model=partial(filters, (2, 2), (3, 3), (4, 4))),
+    'step3-Model_4': partial(step3.train, model=Model_4),
+    'small-2-2-3-3-4-4': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (3, 3), (4, 4)))),
+    'step2-no-dropout': partial(step2.train, model=Model_3),
     'ablations/no-batch-norm':       partial(step1.train, model=without_batch_norm),
     'ablations/step2-plain-filters': partial(step2.train, model=plain_filters),
-    'ablations/step2-dropout':       partial(step2.train, model=with_dropout),
-    'ablations/plain-filters':       partial(step3.train, model=plain_filters),
-    'ablations/no-deskewing':        partial(step3.train, warp={**step3.warp, 'deskew': False}),
     'ablations/no-augmentation':     partial(step3.train, warp={'deskew': True}),
     'ablations/no-ema':              without_ema,
     'ablations/constant-rate':       constant_rate,
-    'ablations/adamw':               adamw,
-    # candidates on the folds; all but the last were compared with the net of ReLUs
+    # candidates on the folds; from the second on they were compared with `relu`
+    'step3-dropout': partial(step3.train, model=Model_2),
     'relu': partial(step3.train, model=with_relu),
-    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),  # beside Model_2's 2, 2, 4, 8, 8, 8
+    'relu-no-deskewing': partial(step3.train, model=with_relu, warp={**step3.warp, 'deskew': False}),
+    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),  # beside Model_3's 2, 2, 4, 8, 8, 8
     'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 4, 6), (8, 8)))),
     'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 8), (6, 7, 7)))),
     'frame-26':     partial(step3.train, model=wider_frame),
@@ -124,7 +111,7 @@ def run_path(name, seed, fold=None):
 
 def mistakes(learn):
     "Image -> digit that `learn` takes it for, of all images that it is judged on and gets wrong."
-    with learn.no_bar(), learn.no_logging(): logits,labels = learn.get_preds()
+    logits,labels = learn.get_preds()
     guess = logits.argmax(1)
     return {i: int(guess[i]) for i in (guess != labels).nonzero().flatten().tolist()}
 
@@ -140,7 +127,8 @@ def record(name, seed, fold, root):
     about = dict(parameters=count(learn.model), seconds=round(seconds), threads=torch.get_num_threads(), device=str(learn.dls.device),
                  cpu=torch.backends.cpu.get_cpu_capability(), system=f'{platform.system()} {platform.machine()}',
                  python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
-    if not fold: about['mistakes'] = mistakes(learn)
+    if not fold:
+        with learn.no_bar(), learn.no_logging(): about.update(clean=learn.validate(dl=clean_train(learn.dls))[1], mistakes=mistakes(learn))
     path.with_suffix('.json').write_text(json.dumps(about) + '\n', encoding='utf-8')
     report.write(rows.to_csv, path)  # last: a CSV means that the run is whole
 

@@ -84,7 +84,7 @@ def seconds(f):
 
 def epochs(root, rounds):
     "Seconds of an epoch each way, in turn; the first round warms up."
-    learn,plain = step3.learner(data='mnist', root=root),step3.learner(data='mnist', root=root, model=record.plain_filters)
+    learn,plain = step3.learner(data='mnist', root=root),step3.learner(data='mnist', root=root, model=partial(record.plain_filters, p=0.))
     def ours(learn): learn.fit_one_cycle(1, step3.lr)
     def one_thread():
         threads = torch.get_num_threads()

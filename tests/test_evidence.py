@@ -6,12 +6,12 @@ import pandas as pd
 from fastai.vision.all import Callback, CancelFitException
 
 import evidence, record, report, step1, step2, step3
-from models import Model_1, Model_2, Model_3, count, layers
+from models import Model_1, Model_2, Model_3, Model_4, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
-nets = {'step1': Model_1, 'step2': Model_2, 'step3': Model_2, 'step3-8epochs': Model_2, 'step3-Model_3': Model_3,
+nets = {'step1': Model_1, 'step2': Model_2, 'step2-no-dropout': Model_3, 'step3': Model_3, 'step3-8epochs': Model_3, 'step3-Model_4': Model_4,
         'small-2-2-3-3-4-4': record.experiments['small-2-2-3-3-4-4'].keywords['model']}
-recorded = [name for name in [*nets, *(n for n in evidence.changes if n.startswith('ablations'))] if evidence.recorded(name)]
+recorded = [name for name in {**nets, **evidence.changes} if evidence.recorded(name)]
 
 @pytest.mark.parametrize('path', evidence.texts, ids=lambda p: str(p.relative_to(evidence.project)))
 def test_every_figure_is_as_recorded(path): assert evidence.fill(path) == path.read_text(encoding='utf-8')
@@ -50,10 +50,18 @@ def test_intervals_and_corrections():
     assert evidence.interval(d, extra=1/5) == pytest.approx(evidence.interval(d)*2**.5)
     assert evidence.signed(-.001) == '+0.00' and evidence.signed(-.006) == '-0.01'
 
-@pytest.mark.parametrize('name, base', [c[:2] for c in evidence.candidates])
-def test_folds_are_whole_or_given_up_by_the_rule(name, base):
-    ratio = evidence.compare(name, base)[0]
-    assert ratio.index.tolist() == list(range(1, len(ratio)+1)) and (len(ratio) == 6 or (ratio > 1).sum() >= 2)
+def on_folds(monkeypatch, **losses):
+    "Two recipes' runs: for each a list of losses per fold, one for each seed."
+    def folds(name): return pd.DataFrame([dict(fold=f, seed=s, loss=l, accuracy=100-l) for f,seeds in enumerate(losses[name], 1) for s,l in enumerate(seeds)]).set_index(['fold', 'seed'])
+    monkeypatch.setattr(evidence, 'folds', folds)
+    return evidence.decided('new', 'old')
+
+def test_the_rule(monkeypatch):
+    old,lower,higher = [[2, 4]]*6,[2.5, 3],[3, 3.5]  # the mean of the old recipe's runs counts: 3
+    assert on_folds(monkeypatch, old=old, new=[lower]*5 + [higher]) == 'taken'
+    assert on_folds(monkeypatch, old=old, new=[lower]*4 + [higher]*2) == on_folds(monkeypatch, old=old, new=[[4], [4]]) == 'no'
+    assert on_folds(monkeypatch, old=old, new=[[2.5]]*6) == on_folds(monkeypatch, old=old, new=[lower]*5) == 'undecided'  # one seed; five folds
+    assert on_folds(monkeypatch, old=old, new=[lower]*5 + [[9, 9]]) == 'no'  # accuracy lower
 
 def test_learning_rates_are_read_off_lr_find():
     found = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median()

@@ -5,11 +5,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import models
-from models import Model_1, Model_2, Model_3, TurnedConv2d, budget, count, layers, table
+from models import Model_1, Model_2, Model_3, Model_4, TurnedConv2d, budget, count, layers, table
 
 nets = [v for k,v in vars(models).items() if k.startswith('Model_')]
 
-@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_596), (Model_3, 3_532)])
+@pytest.mark.parametrize('net, n', [(Model_1, 6_522), (Model_2, 7_596), (Model_3, 7_596), (Model_4, 3_532)])
 def test_fewer_than_8000_parameters(net, n): assert sum(p.numel() for p in net().parameters()) == count(net()) == n < 8_000 == budget
 
 @pytest.mark.parametrize('net', nets)
@@ -25,6 +25,17 @@ def test_gradients_reach_every_parameter(net):
     net = net()
     F.cross_entropy(net(torch.randn(32, 1, 28, 28)), torch.arange(32) % 10).backward()
     for name,p in net.named_parameters(): assert p.grad is not None and p.grad.abs().max() > 0, name
+
+def test_dropout_is_all_that_sets_model_2_and_3_apart():
+    nets = []
+    for net in (Model_2, Model_3):
+        torch.manual_seed(0)
+        nets.append(net())
+    with_dropout,without = ([m for m in net.modules() if not list(m.children())] for net in nets)
+    assert [str(m) for m in with_dropout if not isinstance(m, nn.Dropout)] == [str(m) for m in without]
+    assert [m.p for m in with_dropout if isinstance(m, nn.Dropout)] == [.05]*6
+    x = torch.randn(5, 1, 28, 28)
+    assert torch.equal(*(net.eval()(x) for net in nets)) and not torch.allclose(*(net.train()(x) for net in nets))
 
 def turn(x): return x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2).rot90(1, (2, 3))
 
@@ -51,7 +62,7 @@ def test_receptive_fields_against_gradients(net):
     for i,m in enumerate(parts):  # all weights positive, averages for maxima: so that no path cancels or hides
         if isinstance(m, nn.Conv2d): nn.init.ones_(m.weight)
         if isinstance(m, nn.MaxPool2d): parts[i] = nn.AvgPool2d(2)
-        if isinstance(m, (nn.BatchNorm2d, nn.SiLU)): parts[i] = nn.Identity()
+        if isinstance(m, (nn.BatchNorm2d, nn.SiLU, nn.Dropout)): parts[i] = nn.Identity()
     for i,want in enumerate(fields(*parts)):
         x = torch.ones(1, 1, 120, 120, requires_grad=True)
         y = nn.Sequential(*parts[:i+1])(x)

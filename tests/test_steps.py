@@ -13,7 +13,7 @@ from conftest import offline, project
 from models import Model_1, Model_2, Model_3, table
 
 steps = {'step1': step1, 'step2': step2, 'step3': step3}
-nets = dict(step1=Model_1, step2=Model_2, step3=Model_2)
+nets = dict(step1=Model_1, step2=Model_2, step3=Model_3)
 every_step = pytest.mark.parametrize('step', steps)
 batches = 6  # of an epoch of the small digits
 
