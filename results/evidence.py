@@ -23,13 +23,10 @@ texts = [project/f'{step}.py' for step in steps] + [project/'README.md', here/'R
 changes = {
     'step2':                         ('step1', 'all of step 2'),
     'step3':                         ('step2', 'all of step 3'),
-    'ablations/no-batch-norm':       ('step1', 'biases in place of batch norm'),
     'ablations/step2-plain-filters': ('step2', 'plain filters in place of turned ones'),
-    'step2-no-dropout':              ('step2', 'without dropout'),
     'ablations/no-augmentation':     ('step3', 'without augmentation'),
-    'ablations/no-ema':              ('step3', 'the raw weights in place of their average'),
-    'ablations/constant-rate':       ('step3', 'the peak learning rate throughout'),
     'relu':                          ('step3', 'ReLU in place of SiLU'),
+    'relu-no-ema':                   ('relu', 'the raw weights in place of their average'),
     'relu-no-deskewing':             ('relu', 'without deskewing'),
 }
 # Comparisons on the folds: candidate, what it was compared with, what it is.
@@ -109,8 +106,10 @@ def difference(name):
 def signed(value, places=2): return f'{round(value, places) + 0:+.{places}f}'  # + 0: no minus before a zero
 
 def words(name, places=2):
-    d = difference(name)
-    return f'{signed(d.mean(), places)} ± {interval(d):.{places}f}'
+    "The difference that experiment `name`, or candidate `folds/name`, makes, with its 95% interval."
+    if name.startswith('folds/'): _,mean,half,_ = compare(*next(c[:2] for c in candidates if c[0] == name[6:]))
+    else: mean,half = difference(name).mean(),interval(difference(name))
+    return f'{signed(mean, places)} ± {half:.{places}f}'
 
 def holm():
     "The experiments whose difference survives Holm's correction for all those recorded, at 5%."
@@ -197,7 +196,7 @@ def speed_table():
 tables = dict(steps=steps_table, seeds=seeds_table, public=public_table, changes=changes_table, folds=folds_table, speed=speed_table)
 
 cited = re.compile(r'(?P<value>\d[\d,]*(?:\.\d+)?(?: to (?:\d+|never))?)(?P<between>%?\s?(?:\[|<!-- ))(?P<kind>' + '|'.join(kinds) + r') of (?P<name>[\w/-]+)(?=\]| -->)')
-cited_change = re.compile(r'[+-]\d+\.\d+ ± \d+\.\d+(?P<between>(?:\s+\[|<!-- ))(?P<name>' + '|'.join(changes) + r')(?=\]| -->)')
+cited_change = re.compile(r'[+-]\d+\.\d+ ± \d+\.\d+(?P<between>(?:\s+\[|<!-- ))(?P<name>' + '|'.join([*changes, *(f'folds/{c[0]}' for c in candidates)]) + r')(?=\]| -->)')
 result = re.compile(r'(?<=recorded: )seeds .*')
 
 def fill(path):

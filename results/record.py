@@ -19,22 +19,13 @@ sys.path.insert(0, str(here.parent))
 
 import report, step1, step2, step3
 import fastai, torch, torchvision
-from fastai.vision.all import OptimWrapper, ParamScheduler, combined_cos, progress_bar
+from fastai.vision.all import progress_bar
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
 from data import clean_train, not_mnist
-from models import Model_1, Model_2, Model_3, Model_4, conv, count, head, turned
+from models import Model_2, Model_3, Model_4, conv, count, head, turned
 
-
-def without_batch_norm():
-    "Model_1 with biases in place of batch norm."
-    net = Model_1()
-    for block in net:
-        if not isinstance(block, nn.Sequential): continue
-        block[0] = nn.Conv2d(block[0].in_channels, block[0].out_channels, 3, padding=block[0].padding)
-        block[1] = nn.Identity()
-    return net
 
 def with_relu(make=Model_3):
     "Model_3, or the net that `make` makes, with ReLU in place of SiLU."
@@ -70,12 +61,6 @@ def without_ema(**kwargs):
     learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.pct_start)
     return learn
 
-def constant_rate(**kwargs):
-    "Step 3 with the peak of its cycle as a constant learning rate, and its cycle of the momentum."
-    learn = step3.learner(**kwargs)
-    learn.fit(step3.epochs, step3.lr, cbs=ParamScheduler({'mom': combined_cos(step3.pct_start, *learn.moms)}))
-    return learn
-
 
 experiments = {
     'step1': step1.train,
@@ -85,14 +70,12 @@ experiments = {
     'step3-Model_4': partial(step3.train, model=Model_4),
     'small-2-2-3-3-4-4': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (3, 3), (4, 4)))),
     'step2-no-dropout': partial(step2.train, model=Model_3),
-    'ablations/no-batch-norm':       partial(step1.train, model=without_batch_norm),
     'ablations/step2-plain-filters': partial(step2.train, model=plain_filters),
     'ablations/no-augmentation':     partial(step3.train, warp={'deskew': True}),
-    'ablations/no-ema':              without_ema,
-    'ablations/constant-rate':       constant_rate,
     # candidates on the folds; from the second on they were compared with `relu`
     'step3-dropout': partial(step3.train, model=Model_2),
     'relu': partial(step3.train, model=with_relu),
+    'relu-no-ema': partial(without_ema, model=with_relu),
     'relu-no-deskewing': partial(step3.train, model=with_relu, warp={**step3.warp, 'deskew': False}),
     'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),  # beside Model_3's 2, 2, 4, 8, 8, 8
     'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 4, 6), (8, 8)))),

@@ -40,6 +40,7 @@ def test_recorded_runs_are_whole_and_of_these_nets(name):
         about = evidence.about(name, seed)
         assert about['parameters'] < 8_000 and len(about['mistakes']) == round(10_000*(1 - rows.valid_accuracy.iloc[-1]))
         if name in nets: assert about['parameters'] == count(nets[name]())
+        if name in steps: assert rows.valid_accuracy.iloc[-1] < about['clean'] < 1  # train accuracy
 
 def test_step3_reaches_the_goal_in_every_seed():
     assert len(evidence.late('step3')) >= 20 and evidence.late('step3').min(axis=None) >= 99.40
