@@ -34,7 +34,7 @@ candidates = [('step2', 'step2-no-dropout', 'step 2: dropout of 0.05 after each 
               ('step3-dropout', 'step3', 'step 3: the same dropout'),
               ('step3', 'before', "today's recipe in place of `before`"),
               ('step3', 'relu', 'SiLU in place of ReLU'),
-              ('relu', 'before', 'turned filters, one resampling, fastai\'s Adam, no batch norm after the head\'s convolution'),
+              ('relu', 'before', "turned filters, one resampling, fastai's Adam, no batch norm after the head's convolution"),
               ('filters-2-4-4-6-8-8', 'relu', 'filters 2, 4 \\| 4, 6 \\| 8, 8 in place of 2, 2 \\| 4, 8 \\| 8, 8'),
               ('filters-2-2-4-4-6-8-8', 'relu', 'a layer more: 2, 2 \\| 4, 4, 6 \\| 8, 8'),
               ('filters-2-2-4-8-6-7-7', 'relu', 'a layer more: 2, 2 \\| 4, 8 \\| 6, 7, 7'),
@@ -53,9 +53,9 @@ def runs(name):
 
 def recorded(name): return any((here/name).glob('seed*.csv'))
 
-def late(name, column='valid_accuracy', n=5):
-    "A row per seed of the last `n` epochs' `column`, in percent."
-    return percent(runs(name)[column].unstack()).iloc[:, -n:]
+def late(name, n=5):
+    "A row per seed of the last `n` epochs' test accuracy, in percent."
+    return percent(runs(name).valid_accuracy.unstack()).iloc[:, -n:]
 
 def about(name, seed=0):
     "What is recorded beside a run: parameters, seconds, versions, device, threads, mistakes."

@@ -51,6 +51,15 @@ def test_intervals_and_corrections():
     assert evidence.interval(d, extra=1/5) == pytest.approx(evidence.interval(d)*2**.5)
     assert evidence.signed(-.001) == '+0.00' and evidence.signed(-.006) == '-0.01'
 
+@pytest.mark.parametrize('name, base', [c[:2] for c in evidence.candidates])
+def test_folds_are_run_in_order(name, base):
+    ratio = evidence.compare(name, base)[0]
+    assert ratio.index.tolist() == list(range(1, len(ratio)+1))
+
+def test_the_steps_are_what_the_rule_took():
+    assert evidence.decided('step2', 'step2-no-dropout') == evidence.decided('step3', 'relu') == evidence.decided('relu', 'before') == 'taken'
+    assert evidence.decided('step3-dropout', 'step3') != 'taken'
+
 def on_folds(monkeypatch, **losses):
     "Two recipes' runs: for each a list of losses per fold, one for each seed."
     def folds(name): return pd.DataFrame([dict(fold=f, seed=s, loss=l, accuracy=100-l) for f,seeds in enumerate(losses[name], 1) for s,l in enumerate(seeds)]).set_index(['fold', 'seed'])
