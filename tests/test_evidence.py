@@ -6,11 +6,11 @@ import pandas as pd
 from fastai.vision.all import Callback, CancelFitException
 
 import evidence, record, report, step1, step2, step3
-from models import Model_1, Model_2, Model_3, Model_4, count, layers
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
 nets = {'step1': Model_1, 'step2': Model_2, 'step2-no-dropout': Model_3, 'step3': Model_3, 'step3-8epochs': Model_3, 'step3-Model_4': Model_4,
-        'small-2-2-3-3-4-4': record.experiments['small-2-2-3-3-4-4'].keywords['model']}
+        'step3-Model_5': Model_5, 'filters-2-2-3-3-4-4': record.experiments['filters-2-2-3-3-4-4'].keywords['model']}
 recorded = [name for name in {**nets, **evidence.changes} if evidence.recorded(name)]
 
 @pytest.mark.parametrize('path', evidence.texts, ids=lambda p: str(p.relative_to(evidence.project)))
