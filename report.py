@@ -217,7 +217,7 @@ def command(step):
         seed:int=0,             # Seed of all random choices: same seed, machine and thread count, same numbers to the last bit
         lr:float=step.lr,       # Learning rate, at its peak where there is a cycle
         bs:int=step.bs,         # Images per training batch
-        model:str=inspect.signature(step.learner).parameters['model'].default.__name__, # Net to train: Model_1 to Model_5
+        model:str=inspect.signature(step.learner).parameters['model'].default.__name__, # Net to train, a class of models.py
         root:str=None,          # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
         data:str='auto',        # mnist: insist on it; digits: scikit-learn's small ones; auto: those where MNIST cannot be had
         resume:bool=False,      # Go on with a run that was interrupted, from its last whole epoch

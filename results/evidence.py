@@ -30,16 +30,18 @@ changes = {
     'ablations/no-deskewing':        ('step3', 'without deskewing'),
 }
 # Comparisons on the folds: candidate, what it was compared with, what it is.
-candidates = [('step2', 'step2-no-dropout', 'step 2: dropout of 0.05 after each activation'),
-              ('step3-dropout', 'step3', 'step 3: the same dropout'),
-              ('step3', 'before', "today's recipe in place of `before`"),
+candidates = [('step3', 'before', "today's recipe in place of `before`"),
               ('ablations/no-deskewing', 'step3', 'without deskewing'),
               ('frame-26', 'step3', 'images of 26×26 in place of 24×24'),
               ('peak-0.03', 'step3', 'a peak learning rate of 0.03 in place of 0.015'),
+              ('weaker-end', 'step3', 'augmentation halved for the last five epochs'),
+              ('filters-2-2-4-4-6-8-8', 'step3', 'a layer more: filters 2, 2 \\| 4, 4, 6 \\| 8, 8 in place of 2, 2 \\| 4, 8 \\| 8, 8'),
+              ('leaky-relu', 'step3', 'LeakyReLU(0.1) in place of SiLU'),
+              ('step2', 'step2-no-dropout', 'step 2: dropout of 0.05 after each activation'),
+              ('step3-dropout', 'step3', 'step 3: the same dropout'),
               ('step3', 'relu', 'SiLU in place of ReLU'),
               ('relu', 'before', "turned filters, one resampling, fastai's Adam, no batch norm after the head's convolution"),
               ('filters-2-4-4-6-8-8', 'relu', 'filters 2, 4 \\| 4, 6 \\| 8, 8 in place of 2, 2 \\| 4, 8 \\| 8, 8'),
-              ('filters-2-2-4-8-6-7-7', 'relu', 'a layer more: 2, 2 \\| 4, 8 \\| 6, 7, 7'),
               ('batch-of-128', 'relu', 'batches of 128 in place of 256'),
               ('batch-of-512', 'relu', 'batches of 512 in place of 256')]
 

@@ -19,19 +19,19 @@ sys.path.insert(0, str(here.parent))
 
 import report, step1, step2, step3
 import fastai, torch, torchvision
-from fastai.vision.all import progress_bar
+from fastai.vision.all import Callback, progress_bar
 from joblib import Parallel, delayed, parallel_config
 from torch import nn
 
-from data import clean_train, not_mnist
+from data import RandomWarp, clean_train, not_mnist
 from models import Model_2, Model_3, Model_4, Model_5, conv, count, head, turned
 
 
-def with_relu(make=Model_3):
-    "Model_3, or the net that `make` makes, with ReLU in place of SiLU."
+def with_relu(make=Model_3, relu=nn.ReLU):
+    "Model_3, or the net that `make` makes, with `relu` in place of SiLU."
     net = make()
     for block in net:
-        if isinstance(block, nn.Sequential): block[-1] = nn.ReLU(inplace=True)
+        if isinstance(block, nn.Sequential): block[-1] = relu(inplace=True)
     return net
 
 def plain_filters(p=.05):
@@ -61,6 +61,13 @@ def without_ema(**kwargs):
     learn.fit_one_cycle(step3.epochs, step3.lr, pct_start=step3.pct_start)
     return learn
 
+class WeakerEnd(Callback):
+    "Halves the augmentation for the last five epochs."
+    def before_epoch(self):
+        if self.epoch != self.n_epoch-5: return
+        warp = next(t for t in self.dls.train.after_batch.fs if isinstance(t, RandomWarp))
+        for name in ('degrees', 'shift', 'scale', 'shear', 'elastic'): setattr(warp, name, getattr(warp, name)/2)
+
 
 experiments = {
     'step1': step1.train,
@@ -79,10 +86,12 @@ experiments = {
     'step3-dropout': partial(step3.train, model=Model_2),
     'frame-26':      partial(step3.train, model=wider_frame),
     'peak-0.03':     partial(step3.train, lr=3e-2),
+    'weaker-end':    partial(step3.train, cbs=WeakerEnd()),
+    'leaky-relu':    partial(step3.train, model=partial(with_relu, relu=partial(nn.LeakyReLU, .1))),
+    'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 4, 6), (8, 8))),  # beside Model_3's 2, 2, 4, 8, 8, 8
     # the earlier ones, with ReLU
     'relu': partial(step3.train, model=with_relu),
-    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),  # beside Model_3's 2, 2, 4, 8, 8, 8
-    'filters-2-2-4-8-6-7-7': partial(step3.train, model=partial(with_relu, partial(filters, (2, 2), (4, 8), (6, 7, 7)))),
+    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),
     'batch-of-128': partial(step3.train, model=with_relu, bs=128),
     'batch-of-512': partial(step3.train, model=with_relu, bs=512),
 }
