@@ -64,14 +64,16 @@ class Model_1(nn.Sequential):
 
 
 class Model_2(nn.Sequential):
-    """Turned filters, with more channels for the weights that they save, and a global depthwise convolution in place of the large kernel;
-    dropout of `p` after each activation; on images without their empty rim, for speed."""
-    def __init__(self, p=.05): super().__init__(
-        nn.ZeroPad2d(-2),                                                            # 24 pixels wide: a negative padding crops
-        turned(1, 2, pad=0, lift=True, p=p), turned(2, 2, pad=0, pool=True, p=p),    #  8,  8 channels; 22, 10 pixels wide
-        turned(2, 4, p=p),                   turned(4, 8, pool=True, p=p),           # 16, 32;          10, 5
-        turned(8, 8, p=p),                   turned(8, 8, p=p),                      # 32, 32;          5
-        *head(32, 5))                                                                # 1
+    """Turned filters, `filters` of them in each of six layers, with more channels for the weights that they save, and a global depthwise
+    convolution in place of the large kernel; dropout of `p` after each activation; on images without their empty rim, for speed."""
+    def __init__(self, filters=(2, 2, 4, 8, 8, 8), p=.05):  # 8, 8, 16, 32, 32, 32 channels
+        a,b,c,d,e,f = filters
+        super().__init__(
+            nn.ZeroPad2d(-2),                                                          # 24 pixels wide: a negative padding crops
+            turned(1, a, pad=0, lift=True, p=p), turned(a, b, pad=0, pool=True, p=p),  # 22, 10
+            turned(b, c, p=p),                   turned(c, d, pool=True, p=p),         # 10, 5
+            turned(d, e, p=p),                   turned(e, f, p=p),                    # 5
+            *head(4*f, 5))                                                             # 1
 
 
 class Model_3(Model_2):
@@ -79,24 +81,14 @@ class Model_3(Model_2):
     def __init__(self): super().__init__(p=0.)
 
 
-class Model_4(nn.Sequential):
-    "`Model_3` on less than half of the budget."
-    def __init__(self): super().__init__(
-        nn.ZeroPad2d(-2),                                                  # 24 pixels wide
-        turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True),    #  8,  8 channels; 22, 10 pixels wide
-        turned(2, 4),                   turned(4, 4, pool=True),           # 16, 16;          10, 5
-        turned(4, 5),                   turned(5, 5),                      # 20, 20;          5
-        *head(20, 5))                                                      # 1
+class Model_4(Model_2):
+    "`Model_3` with fewer filters: less than half of the budget."
+    def __init__(self): super().__init__((2, 2, 4, 4, 5, 5), p=0.)
 
 
-class Model_5(nn.Sequential):
-    "`Model_3` on a third of the budget."
-    def __init__(self): super().__init__(
-        nn.ZeroPad2d(-2),                                                  # 24 pixels wide
-        turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True),    #  8,  8 channels; 22, 10 pixels wide
-        turned(2, 3),                   turned(3, 4, pool=True),           # 12, 16;          10, 5
-        turned(4, 4),                   turned(4, 4),                      # 16, 16;          5
-        *head(16, 5))                                                      # 1
+class Model_5(Model_2):
+    "`Model_3` with fewer filters: about a third of the budget."
+    def __init__(self): super().__init__((2, 2, 3, 4, 4, 4), p=0.)
 
 
 @torch.no_grad()

@@ -39,14 +39,10 @@ def plain_filters(p=.05):
     return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, p=p), conv(8, 8, pad=0, pool=True, p=p), conv(8, 8, p=p), conv(8, 16, pool=True, p=p),
                          conv(16, 16, p=p), conv(16, 16, p=p), *head(16, 5))
 
-def filters(*scales):
-    "Model_3's build with `scales`: for each of its three scales the filters of each layer."
-    layers,ni = [nn.ZeroPad2d(-2)],1
-    for s,scale in enumerate(scales):
-        for i,nf in enumerate(scale, 1):
-            layers.append(turned(ni, nf, pad=int(s > 0), pool=s < 2 and i == len(scale), lift=s == 0 and i == 1))
-            ni = nf
-    return nn.Sequential(*layers, *head(4*ni, 5))
+def layer_more():
+    "Model_3 with a layer more: filters 2, 2, 4, 4, 6, 8, 8."
+    return nn.Sequential(nn.ZeroPad2d(-2), turned(1, 2, pad=0, lift=True), turned(2, 2, pad=0, pool=True), turned(2, 4), turned(4, 4),
+                         turned(4, 6, pool=True), turned(6, 8), turned(8, 8), *head(32, 5))
 
 def wider_frame():
     "Model_3 on images of 26×26, not 24×24."
@@ -76,7 +72,7 @@ experiments = {
     'step3-8epochs': partial(step3.train, epochs=8),
     'step3-Model_4': partial(step3.train, model=Model_4),
     'step3-Model_5': partial(step3.train, model=Model_5),
-    'filters-2-2-3-3-4-4': partial(step3.train, model=partial(filters, (2, 2), (3, 3), (4, 4))),  # smaller than Model_5
+    'filters-2-2-3-3-4-4': partial(step3.train, model=partial(Model_2, (2, 2, 3, 3, 4, 4), p=0.)),  # smaller than Model_5
     'ablations/step2-plain-filters': partial(step2.train, model=plain_filters),
     'ablations/no-augmentation':     partial(step3.train, warp={'deskew': True}),
     'ablations/no-deskewing':        partial(step3.train, warp={**step3.warp, 'deskew': False}),
@@ -88,10 +84,10 @@ experiments = {
     'peak-0.03':     partial(step3.train, lr=3e-2),
     'weaker-end':    partial(step3.train, cbs=WeakerEnd()),
     'leaky-relu':    partial(step3.train, model=partial(with_relu, relu=partial(nn.LeakyReLU, .1))),
-    'filters-2-2-4-4-6-8-8': partial(step3.train, model=partial(filters, (2, 2), (4, 4, 6), (8, 8))),  # beside Model_3's 2, 2, 4, 8, 8, 8
+    'filters-2-2-4-4-6-8-8': partial(step3.train, model=layer_more),
     # the earlier ones, with ReLU
     'relu': partial(step3.train, model=with_relu),
-    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(filters, (2, 4), (4, 6), (8, 8)))),
+    'filters-2-4-4-6-8-8':   partial(step3.train, model=partial(with_relu, partial(Model_2, (2, 4, 4, 6, 8, 8), p=0.))),
     'batch-of-128': partial(step3.train, model=with_relu, bs=128),
     'batch-of-512': partial(step3.train, model=with_relu, bs=512),
 }
