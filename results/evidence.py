@@ -101,16 +101,18 @@ def interval(d, extra=0):
     "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `compare`)."
     return stats.t.ppf(.975, len(d)-1) * d.std() * np.sqrt(1/len(d) + extra)
 
-def difference(name):
-    "Test accuracy of `name` less that of what it changes, in points: one value per seed that both have."
-    return (late(name).mean(axis=1) - late(changes[name][0]).mean(axis=1)).dropna()
+def difference(name, of=lambda name: late(name).mean(axis=1)):
+    "Test accuracy of `name` less that of what it changes, in points; or what else is asked for by `of`: one value per seed that both have."
+    return (of(name) - of(changes[name][0])).dropna()
 
 def signed(value, places=2): return f'{round(value, places) + 0:+.{places}f}'  # + 0: no minus before a zero
 
 def words(name, places=2):
-    "The difference that experiment `name`, or candidate `folds/name`, makes, with its 95% interval."
+    "The difference that experiment `name`, or candidate `folds/name`, makes, with its 95% interval; `epochs/name`: in epochs to the goal."
     if name.startswith('folds/'): _,mean,half,_ = compare(*next(c[:2] for c in candidates if c[0] == name[6:]))
-    else: mean,half = difference(name).mean(),interval(difference(name))
+    else:
+        d = difference(name[7:], settled) if name.startswith('epochs/') else difference(name)
+        mean,half = d.mean(),interval(d)
     return f'{signed(mean, places)} ± {half:.{places}f}'
 
 def holm():
@@ -198,7 +200,7 @@ def speed_table():
 tables = dict(steps=steps_table, seeds=seeds_table, public=public_table, changes=changes_table, folds=folds_table, speed=speed_table)
 
 cited = re.compile(r'(?P<value>\d[\d,]*(?:\.\d+)?(?: to (?:\d+|never))?)(?P<between>%?\s?(?:\[|<!-- ))(?P<kind>' + '|'.join(kinds) + r') of (?P<name>[\w/-]+)(?=\]| -->)')
-cited_change = re.compile(r'[+-]\d+\.\d+ ± \d+\.\d+(?P<between>(?:\s+\[|<!-- ))(?P<name>' + '|'.join([*changes, *(f'folds/{c[0]}' for c in candidates)]) + r')(?=\]| -->)')
+cited_change = re.compile(r'[+-]\d+\.\d+ ± \d+\.\d+(?P<between>(?:\s+\[|<!-- ))(?P<name>' + '|'.join([*changes, *(f'epochs/{o}' for o in changes), *(f'folds/{c[0]}' for c in candidates)]) + r')(?=\]| -->)')
 result = re.compile(r'(?<=recorded: )seeds .*')
 
 def fill(path):
