@@ -139,7 +139,8 @@ def curves(rows, rates, target):
     for ax,name in ((loss, 'loss'), (accuracy, 'accuracy, %'), (rate, 'learning rate')):
         ax.set(xlabel='epoch', ylabel=name)
         ax.xaxis.get_major_locator().set_params(integer=True)
-    for ax in (loss, accuracy): ax.legend()
+    loss.legend()
+    accuracy.legend(loc='lower right')  # the last epochs are at the top
 
 def save_run(learn, rows, rates, folder, target):
     "Save history, weights and pictures of a trained `learn` into `folder`, and list them."
