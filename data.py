@@ -66,9 +66,7 @@ class BatchDL(TfmdDL):
         if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
         super().__init__(dataset, num_workers=num_workers, **kwargs)
     def create_batches(self, idxs):
-        idxs = torch.tensor(list(idxs), device=self.dataset.x.device)
-        for batch in idxs.split(self.bs):
-            if len(batch) == self.bs or not self.drop_last: yield self.dataset[batch]
+        for batch in chunked(idxs, self.bs, self.drop_last): yield self.dataset[tensor(batch, device=self.dataset.x.device)]
 
 
 def stack_items(items):
@@ -80,64 +78,42 @@ def stack_items(items):
 
 @functools.lru_cache
 def pixel_basis(h, w, device):
-    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and the 16 bumps of the elastic grid. The place that a warped pixel is taken
-    from is a weighted sum of these, so that one matrix product gives the places for a whole batch."""
+    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and 16 bicubic basis functions of the elastic grid. The source coordinates of a
+    warp are a weighted sum of these, so that one matrix product gives them for a whole batch."""
     y,x = torch.meshgrid(*((torch.arange(o)*2 + 1)/o - 1 for o in (h, w)), indexing='ij')
-    bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
-    return torch.cat([torch.stack([x, y, torch.ones_like(x)]), bumps]).flatten(1).to(device)
-
-def slants(x, basis):
-    "How far the strokes of each image (n, 1, h, w) lean: covariance of x and y over variance of y, pixels weighted by brightness; and mean y."
-    mass,mx,my,xy,yy = (x.flatten(1) @ torch.stack([basis[2], *basis[:2], basis[0]*basis[1], basis[1]**2], 1)).unbind(1)
-    mass = mass.clamp(min=1e-6)  # of a black image, too, which stays as it is
-    mx,my = mx/mass,my/mass
-    return (xy/mass - mx*my) / (yy/mass - my**2).clamp(min=1e-6), my
+    elastic = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
+    return torch.cat([torch.stack([x, y, torch.ones_like(x)]), elastic]).flatten(1).to(device)
 
 
 class RandomWarp(RandTransform):
-    """Moves each training image of a batch (n, 1, h, w) by its own random affine map and elastic distortion; with `deskew`, sets every
-    image upright, validation images too, in the same bilinear interpolation. Black enters from outside the frame.
+    """Warps each training image of a batch (n, 1, h, w) by its own random affine map and elastic distortion: bilinear, zero padding.
 
-    Every draw is uniform between minus and plus its limit, but for `elastic`: the standard deviation of normal displacements on a 4×4
-    grid, interpolated to a smooth field (after Simard et al. 2003, section 2). Upright means: the rows are shifted until the brightness
-    of the pixels has no covariance of x and y (LeCun et al. 1998, section III-A).
+    Every draw is uniform between minus and plus its limit, except `elastic`: the standard deviation of normal displacements on a 4×4
+    grid, interpolated to a smooth field (after Simard et al. 2003, "Best Practices for Convolutional Neural Networks", section 2).
     """
-    order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 still means black
+    order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 is black
 
     def __init__(self,
-        degrees=0.,   # Rotation, in degrees
-        shift=0.,     # Shift along each axis, in pixels
-        scale=0.,     # Change of size, as a fraction
-        shear=0.,     # Horizontal shear, as a fraction
-        elastic=0.,   # Elastic displacement, in pixels
-        deskew=False, # Set images upright first
+        degrees=0., # Rotation, in degrees
+        shift=0.,   # Shift along each axis, in pixels
+        scale=0.,   # Change of size, as a fraction
+        shear=0.,   # Horizontal shear, as a fraction
+        elastic=0., # Elastic displacement, in pixels
         **kwargs
     ):
         store_attr()
         super().__init__(**kwargs)
-        if deskew: self.split_idx = None  # validation images, too
-
-    def before_call(self, b, split_idx): self.random = not split_idx
 
     def encodes(self, x:TensorImage):
-        x = x.as_subclass(Tensor)  # a subclass takes longer over each of the operations that follow
         n,_,h,w = x.shape
-        basis = pixel_basis(h, w, x.device)
-        source = self.draw(n, h, w, x.device) if self.random else torch.eye(2, 19, device=x.device).repeat(n, 1, 1)
-        if self.deskew:
-            slant,my = slants(x, basis)
-            source[:, 0] += slant[:, None]*source[:, 1]  # x moves with y, about the centre of mass
-            source[:, 0, 2] -= slant*my
-        source = (source.view(2*n, 19) @ basis).view(n, 2, h, w).permute(0, 2, 3, 1)
-        return TensorImageBW(F.grid_sample(x, source, padding_mode='zeros', align_corners=False))
-
-    def draw(self, n, h, w, device):
-        "For each of `n` images the weights (2, 19) of `pixel_basis` that give where a pixel is taken from, x and y."
-        def draw(limit): return torch.empty(n, device=device).uniform_(-limit, limit)
+        def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
         turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
         cos,sin = turn.cos()/size, turn.sin()/size
         affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
-        return torch.cat([affine, torch.randn(n, 2, 16, device=device) * (self.elastic*2/w)], 2)
+        elastic = torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)
+        source = torch.cat([affine, elastic], 2).view(2*n, 19) @ pixel_basis(h, w, x.device)
+        source = source.view(n, 2, h, w).permute(0, 2, 3, 1)
+        return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, align_corners=False))  # a plain Tensor is faster
 
 
 def mnist_files(root):
