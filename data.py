@@ -1,11 +1,11 @@
 """MNIST in memory, served to fastai a whole batch at a time.
 
     dls = mnist_dls()                 # train on 60,000, test on 10,000
-    dls = mnist_dls(fold=6)           # train on 50,000, judge on the other 10,000 training images, the last of six folds
+    dls = mnist_dls(fold=6)           # train on 50,000, validate on the other 10,000 training images, the last of six folds
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
-import contextlib, functools, os, socket, sys, tempfile, warnings
+import contextlib, functools, os, socket, sys, warnings
 from hashlib import md5
 from http.client import HTTPException
 from urllib.error import URLError
@@ -24,7 +24,7 @@ raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
            't10k-labels-idx1-ubyte':  '27ae3e4e09519cfbb04c329615203637'}
 not_mnist = "scikit-learn's 1,797 small digits (NOT MNIST)"
 mean, std = 0.1307, 0.3081  # of the 60,000 training images, pixels scaled to [0, 1]
-timeout = 20   # seconds without an answer from the network
+timeout = 20  # seconds without an answer from the network
 test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
@@ -116,41 +116,32 @@ class RandomWarp(RandTransform):
         return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, align_corners=False))  # a plain Tensor is faster
 
 
-def mnist_files(root):
-    "Check the four raw files of a torchvision root: those missing, and a `CliError` that names the first corrupt one."
-    missing = []
+def mnist_root(data):
+    "The folder that holds MNIST/raw, or will hold it, when `data` is 'auto' or 'mnist'; None if `data` is no such folder."
+    if data in ('auto', 'mnist'): return Path(os.environ.get('MNIST_ROOT') or fastai_path('data')).expanduser()
+    root = Path(data).expanduser()
+    return root if (root/'MNIST'/'raw').is_dir() else None
+
+
+def missing(raw):
+    "Names of the raw files that are not in folder `raw`. A file that is not MNIST's raises a `CliError` that names it."
     for name,want in raw_md5.items():
-        path = Path(root)/'MNIST'/'raw'/name
-        if not path.exists(): missing.append(name)
-        elif md5(path.read_bytes()).hexdigest() != want: raise CliError(
-            f'{path} is corrupt ({path.stat().st_size:,} bytes, wrong MD5). Delete it and run again to download it anew.')
-    return missing
-
-
-def download(root):
-    "torchvision's download, done aside in `root` and moved into place file by file: it is whole or not there, whoever else does the same."
-    root,was,new = Path(root),socket.getdefaulttimeout(),not Path(root).exists()
-    raw = root/'MNIST'/'raw'
-    try:
-        socket.setdefaulttimeout(timeout)
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix='.download-', dir=root) as aside:
-            MNIST(aside, download=True)
-            raw.mkdir(parents=True, exist_ok=True)
-            for name in raw_md5: os.replace(Path(aside)/'MNIST'/'raw'/name, raw/name)
-    finally:
-        socket.setdefaulttimeout(was)
-        for o in (raw, raw.parent, *([root] if new else [])):
-            with contextlib.suppress(OSError): o.rmdir()  # if it stayed empty
-
+        path = raw/name
+        if path.exists() and md5(path.read_bytes()).hexdigest() != want: raise CliError(
+            f'{path} is corrupt ({path.stat().st_size:,} bytes, wrong MD5). Delete it and run again to get it anew.')
+    return [name for name in raw_md5 if not (raw/name).exists()]
 
 def load_mnist(root):
-    "MNIST's (images, labels) for training and for test, verified; downloads what is missing into `root`."
-    if mnist_files(root):
-        download(root)
-        mnist_files(root)
-    raw = Path(root)/'MNIST'/'raw'
-    return [(read_image_file(raw/f'{o}-images-idx3-ubyte')[:,None], read_label_file(raw/f'{o}-labels-idx1-ubyte')) for o in ('train', 't10k')]
+    "MNIST's (images, labels) for training and for test, verified; what is missing is unpacked or downloaded by torchvision."
+    raw,was = root/'MNIST'/'raw',socket.getdefaulttimeout()
+    if missing(raw):
+        try:
+            socket.setdefaulttimeout(timeout)
+            MNIST(root, download=True)
+        finally: socket.setdefaulttimeout(was)
+        missing(raw)
+    return [(read_image_file(raw/f'{o}-images-idx3-ubyte')[:,None], read_label_file(raw/f'{o}-labels-idx1-ubyte'))
+            for o in ('train', 't10k')]
 
 
 def load_digits():
@@ -162,16 +153,18 @@ def load_digits():
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])
 
 
-def read(data, root):
-    "(name, training set, test set) of what `data` asks for; says loudly when that is not MNIST."
-    if data not in ('auto', 'mnist', 'digits'): raise CliError(f"data is 'auto', 'mnist' or 'digits', not {data!r}.")
-    if data != 'digits':
-        try: return 'MNIST', *load_mnist(root)
-        except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
-            why = f'MNIST is not in {root} and cannot be downloaded ({(str(e).splitlines() or [type(e).__name__])[-1]})'
-            if data == 'mnist': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --root.') from None
-            print(f'*** {why}.\n*** Training on {not_mnist} instead.', file=sys.stderr)
-        except OSError as e: raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder for MNIST that can be read and written by --root.') from None
+def read(data):
+    "(name, training set, test set) of what `data` asks for; warns when that is not MNIST."
+    if data == 'digits': return not_mnist, *load_digits()
+    try:
+        root = mnist_root(data)
+        if not root: raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
+        return 'MNIST', *load_mnist(root)
+    except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
+        why = f'MNIST is not in {root} and cannot be downloaded ({(str(e).splitlines() or [type(e).__name__])[-1]})'
+        if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --data.') from None
+    except OSError as e: raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder that holds MNIST/raw by --data.') from None
+    print(f'*** {why}.\n*** Training on {not_mnist} instead.', file=sys.stderr)
     return not_mnist, *load_digits()
 
 
@@ -182,16 +175,15 @@ def clean_train(dls):
 
 
 def mnist_dls(
-    data='auto', # 'mnist' insists on MNIST, 'digits' asks for scikit-learn's, 'auto' takes those where MNIST cannot be had
-    root=None,   # Folder that holds MNIST/raw; else $MNIST_ROOT, else fastai's data folder
+    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': those where MNIST cannot be had; or MNIST's folder
     bs=256,      # Images per training batch
     tfms=None,   # Transforms of a batch, such as `RandomWarp`
-    fold=None,   # 1 to 6: judge on this sixth of the training images, train on the other five; None: train and test images
+    fold=None,   # 1 to 6: validate on this sixth of the training images, train on the other five; None: train and test images
     device=None  # Where images and net live; else CUDA where there is one, else the CPU
 ):
     "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); only training images are augmented."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    name,train,test = read(data, Path(root or os.environ.get('MNIST_ROOT') or fastai_path('data')))
+    name,train,test = read(data)
     if fold is not None:
         if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
         held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous: the writers differ from fold to fold

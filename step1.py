@@ -44,5 +44,16 @@ def train(epochs=epochs, lr=lr, cbs=None, **kwargs):
     return learn
 
 
-main = report.command(sys.modules[__name__])
+def main(
+    epochs:int=epochs,    # Passes over the training images; the rule is at most 15
+    lr:float=lr,          # Learning rate
+    seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
+    model:str='Model_1', # Net to train, a class of models.py
+    data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
+    resume:bool=False     # Continue an interrupted run from its last whole epoch
+):
+    "Train step1 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
+    return report.run('step1', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
+
+
 if __name__ == '__main__': sys.exit(call_parse(main))

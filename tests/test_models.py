@@ -1,11 +1,11 @@
-"The nets: their budget, shapes, gradients, turned filters, and the receptive fields that `layers` computes."
+"The nets: their budget, shapes, gradients, p4 convolutions, and the receptive fields that `layers` computes."
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 import models
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, TurnedConv2d, budget, count, layers, table
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, P4Conv2d, budget, count, layers, table
 
 nets = [v for k,v in vars(models).items() if k.startswith('Model_')]
 
@@ -19,6 +19,14 @@ def test_logits_and_gradients_for_any_batch(net, n):
     y = net(torch.randn(n, 1, 28, 28))  # in training mode, as graders call it
     y.sum().backward()
     assert y.shape == (n, 10) and net.eval()(torch.randn(n, 1, 28, 28)).shape == (n, 10)
+
+@pytest.mark.parametrize('net', nets)
+def test_other_images_are_refused_and_a_slice_gives_the_features(net):
+    net = net().eval()
+    for shape in ((2, 1, 32, 32), (2, 3, 28, 28), (1, 28, 28)):
+        with pytest.raises(ValueError, match=r'^Model_\d takes images \(n, 1, 28, 28\), not \(.*\)\.$'): net(torch.zeros(shape))
+    x = torch.randn(3, 1, 28, 28)
+    assert type(net[:-1]) is nn.Sequential and torch.equal(net[-1](net[:-1](x)), net(x))
 
 @pytest.mark.parametrize('net', nets)
 def test_gradients_reach_every_parameter(net):
@@ -37,19 +45,19 @@ def test_dropout_is_all_that_sets_model_2_and_3_apart():
     x = torch.randn(5, 1, 28, 28)
     assert torch.equal(*(net.eval()(x) for net in nets)) and not torch.allclose(*(net.train()(x) for net in nets))
 
-def turn(x): return x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2).rot90(1, (2, 3))
+def rotated(x): return x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2).rot90(1, (2, 3))
 
 @pytest.mark.parametrize('pad', [0, 1])
-def test_turned_filters_turn_with_the_image(pad):
-    "An image turned by 90° gives the same maps, each turned and at the next angle; also through a second layer."
-    first,second = TurnedConv2d(2, 3, pad, lift=True),TurnedConv2d(3, 5, pad)
+def test_p4_maps_rotate_with_the_image(pad):
+    "An image rotated by 90° gives the same maps, each rotated and at the next rotation; also through a second layer."
+    first,second = P4Conv2d(2, 3, pad, lift=True),P4Conv2d(3, 5, pad)
     x = torch.randn(4, 2, 9, 9)
     assert first(x).shape[1] == 12 and second(first(x)).shape[1] == 20
-    assert torch.allclose(first(x.rot90(1, (2, 3))), turn(first(x)), atol=1e-5)
-    assert torch.allclose(second(first(x.rot90(1, (2, 3)))), turn(second(first(x))), atol=1e-5)
+    assert torch.allclose(first(x.rot90(1, (2, 3))), rotated(first(x)), atol=1e-5)
+    assert torch.allclose(second(first(x.rot90(1, (2, 3)))), rotated(second(first(x))), atol=1e-5)
 
-def test_turned_filters_are_those_of_an_ordinary_convolution():
-    layer,x = TurnedConv2d(1, 2, lift=True),torch.randn(3, 1, 9, 9)
+def test_p4_convolutions_are_those_of_an_ordinary_convolution():
+    layer,x = P4Conv2d(1, 2, lift=True),torch.randn(3, 1, 9, 9)
     for k in range(4): assert torch.allclose(layer(x)[:, k::4], F.conv2d(x, layer.weight.rot90(k, (2, 3))), atol=1e-5)
 
 def fields(*ls): return [row[3] for row in layers(nn.Sequential(*ls))]

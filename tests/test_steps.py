@@ -5,17 +5,18 @@ import nbclient, nbformat
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import Callback
+from fastai.vision.all import Callback, SaveModelCallback, hook_output
 from fastcore.script import anno_parser
 
 import data, report, step1, step2, step3
 from conftest import offline, project
-from models import Model_1, Model_2, Model_3, table
+import models
+from models import Model_1, Model_2, Model_3, count, table
 
 steps = {'step1': step1, 'step2': step2, 'step3': step3}
-nets = dict(step1=Model_1, step2=Model_2, step3=Model_3)
+step_nets = dict(step1=Model_1, step2=Model_2, step3=Model_3)
+nets = [name for name in vars(models) if name.startswith('Model_')]
 every_step = pytest.mark.parametrize('step', steps)
-batches = 6  # of an epoch of the small digits
 
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
@@ -32,20 +33,20 @@ def test_text(step):
 @every_step
 def test_learner_is_untrained_and_changes_with_the_seed_alone(step):
     a,b,c = (steps[step].learner(data='digits', seed=s).model for s in (0, 0, 1))
-    assert type(a) is nets[step] and torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
+    assert type(a) is step_nets[step] and torch.equal(weights(a), weights(b)) and not torch.equal(weights(a), weights(c))
 
 @every_step
 def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
-    learn,again = (steps[step].train(6, data='digits', seed=3) for _ in range(2))
+    learn,again = (steps[step].train(epochs=12, data='digits', seed=3) for _ in range(2))
     rows = report.history(learn)
-    assert rows.index.tolist() == [1, 2, 3, 4, 5, 6] and list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
-    assert rows.valid_accuracy[6] > .9 and rows.train_loss[6] < rows.train_loss[1]
+    assert rows.index.tolist() == [*range(1, 13)] and list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
+    assert rows.valid_accuracy[12] > .9 and rows.train_loss[12] < rows.train_loss[1]
     assert rows.equals(report.history(again)) and torch.equal(weights(learn.model), weights(again.model))
     loss,accuracy = learn.validate()  # the rows say what the net does
-    assert accuracy == pytest.approx(rows.valid_accuracy[6], abs=1e-5) and loss == pytest.approx(rows.valid_loss[6], abs=1e-4)
+    assert accuracy == pytest.approx(rows.valid_accuracy[12], abs=1e-5) and loss == pytest.approx(rows.valid_loss[12], abs=1e-4)
 
 def test_schedules():
-    rates = [s.train(3, data='digits').recorder.lrs for s in steps.values()]
+    rates = [s.train(epochs=3, data='digits').recorder.lrs for s in steps.values()]
     assert set(rates[0]) == {step1.lr} and set(rates[1]) == {step2.lr}
     assert max(rates[2]) == pytest.approx(step3.lr, rel=.05) and rates[2][-1] < step3.lr/30 and 1 <= rates[2].index(max(rates[2])) <= 3
 
@@ -60,29 +61,58 @@ def test_ema_is_validated_and_left_in_the_net_at_the_end():
         "Computes the average by hand, and compares."
         order,mean,n,seen = 1000,None,0,0
         def after_batch(self):
-            if not self.training or self.iter % step3.ema_every: return
-            now,n = weights(self.model),(self.epoch*batches + self.iter)//step3.ema_every
-            keep = min(1 - step3.ema_every/(step3.ema_epochs*batches), n/(n+3))
-            self.mean = now if self.mean is None else keep*self.mean + (1-keep)*now
+            if not self.training: return
+            now,keep = weights(self.model),min(step3.ema, (1+self.n)/(10+self.n))
+            self.mean,self.n = now if self.mean is None else keep*self.mean + (1-keep)*now,self.n+1
         def after_pred(self):
-            if self.training: return
-            assert torch.allclose(weights(self.model), self.mean, atol=1e-5)
-            self.seen += 1
-        def after_validate(self): self.raw = weights(self.model)
+            if self.training: self.raw = weights(self.model)
+            else:
+                assert torch.allclose(weights(self.model), self.mean, atol=1e-5)
+                self.seen += 1
+        def before_batch(self):
+            if self.training and self.n and not self.iter: assert not torch.allclose(weights(self.model), self.mean, atol=1e-5)
     watch = Watch()
-    learn = step3.train(10, data='digits', cbs=watch, model=with_table)
-    assert watch.seen == 10*2 and torch.allclose(weights(learn.model), watch.mean, atol=1e-5) and not torch.allclose(watch.raw, watch.mean, atol=1e-5)
-    assert torch.equal(learn.model.index, torch.arange(9).flip(0))
+    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table)
+    assert watch.seen == 10*2 and torch.allclose(weights(learn.model), watch.mean, atol=1e-5)
+    assert not torch.allclose(watch.raw, watch.mean, atol=1e-5) and torch.equal(learn.model.index, torch.arange(9).flip(0))
 
-def test_an_interrupted_validation_gives_the_net_back():
+def test_without_ema_the_training_weights_are_validated():
+    class Watch(Callback):
+        def after_train(self): self.now = weights(self.model)
+        def before_validate(self): self.same = torch.equal(weights(self.model), self.now)
+    watch = Watch()
+    watch.order = 1000
+    step3.train(epochs=2, data='digits', ema=0, cbs=watch)
+    assert watch.same
+
+def test_an_interrupted_validation_leaves_the_training_weights():
+    "The next fit starts from them, with the module that was there."
     class Break(Callback):
+        def after_train(self): self.now = weights(self.model)
         def before_batch(self):
             if not self.training: raise KeyboardInterrupt
-    learn = step3.learner(data='digits')
+    class Start(Callback):
+        order = 1000
+        def before_train(self): self.now = weights(self.model)
+    learn,stop,start = step3.learner(data='digits'),Break(),Start()
     net = learn.model
-    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=Break())
-    learn.fit(1)
-    assert learn.model is net
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
+    learn.fit(1, cbs=start)
+    assert learn.model is net and torch.equal(stop.now, start.now)
+
+def test_save_model_callback_leaves_the_weights_whose_accuracy_was_printed():
+    learn = step3.train(epochs=12, data='digits', lr=3e-2, cbs=SaveModelCallback(monitor='valid_accuracy', fname='best'))
+    best = max(row[-1] for row in learn.recorder.values)
+    assert learn.validate()[1] == pytest.approx(best, abs=1e-6)
+
+@pytest.mark.parametrize('net', nets)
+def test_summary_and_hooks_see_the_net(net):
+    learn = step3.learner(model=getattr(models, net), data='digits')
+    before = weights(learn.model)
+    assert f'Total params: {count(learn.model):,}' in str(learn.summary()) and torch.equal(weights(learn.model), before)
+    with hook_output(learn.model[-1]) as hook:
+        learn.validate()
+        assert hook.stored.shape[1] == 10
 
 def test_lr_find_and_exploration_leave_the_net_and_the_threads_as_they_are():
     threads = torch.get_num_threads()
@@ -106,7 +136,7 @@ pictures = ['samples.png', 'curves.png', 'confusion.png', 'top_losses.png']
 
 def check_run(step, out, folder):
     "What a run of two epochs with seed 1 on the small digits prints and saves."
-    parts = [table(nets[step]()), 'judged on', 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
+    parts = [table(step_nets[step]()), 'test (360)', 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
     places = [out.index(o) for o in parts]
     assert places == sorted(places) and 'NOT MNIST' in out and '\r' not in out and '█' not in out
     assert sorted(f.name for f in folder.iterdir()) == sorted(['history.csv', 'weights.pth', *pictures])
@@ -118,7 +148,7 @@ def test_command_line(run, tmp_path):
     assert done.returncode == 0 and done.stderr == '' and [f.name for f in tmp_path.iterdir()] == ['runs']
     folder = tmp_path/'runs'/'step3'/'not-MNIST'
     check_run('step3', done.stdout, folder)
-    learn = step3.train(2, data='digits', seed=1)  # the same in another process
+    learn = step3.train(epochs=2, data='digits', seed=1)  # the same in another process
     assert pd.read_csv(folder/'history.csv', index_col='epoch').equals(report.history(learn))
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in torch.load(folder/'weights.pth', weights_only=True).items())
 
@@ -130,9 +160,13 @@ def test_command(step, tmp_path, capsys):
 @every_step
 def test_help(step):
     text = anno_parser(steps[step].main).format_help()
-    assert all(f'--{o}' in text for o in ('epochs', 'seed', 'lr', 'bs', 'root', 'data', 'resume')) and f'(default: {nets[step].__name__})' in text
+    assert all(f'--{o}' in text for o in ('epochs', 'lr', 'seed', 'data', 'resume')) and f'(default: {step_nets[step].__name__})' in text and not any(f'--{o}' in text for o in ('bs', 'root'))
 
-def test_mnist_insisted_on(run):
+def test_an_encoding_without_all_characters(run):
+    done = run('step1.py', '--data', 'digits', '--epochs', '1', PYTHONIOENCODING='ascii')
+    assert done.returncode == 0 and 'verdict' in done.stdout and '8?26?26' in done.stdout
+
+def test_mnist_required(run):
     done = run('step1.py', '--data', 'mnist')
     assert done.returncode == 1 and 'cannot be downloaded' in done.stderr and len(done.stderr.splitlines()) == 1
 
@@ -164,8 +198,8 @@ def test_readme_lines_in_a_notebook(tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_cuda():
-    learn,again = (step3.train(6, data='digits') for _ in range(2))
-    assert learn.dls.train_ds.x.is_cuda and next(learn.model.parameters()).is_cuda and report.history(learn).valid_accuracy[6] > .9
+    learn,again = (step3.train(epochs=12, data='digits') for _ in range(2))
+    assert learn.dls.train_ds.x.is_cuda and next(learn.model.parameters()).is_cuda and report.history(learn).valid_accuracy[12] > .9
     assert report.history(learn).equals(report.history(again))
 
 @pytest.mark.mnist
