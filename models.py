@@ -15,7 +15,7 @@ def count(model):
 
 
 class P4Conv2d(nn.Conv2d):
-    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°, which gives 4·`nf` channels, filter by filter.
+    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°: 4·`nf` channels, filter by filter.
 
     It takes the 4·`ni` channels of another p4 convolution; or, with `lift`, the `ni` channels of the input image (first layer: no rotation
     axis). It has a quarter of the weights of an ordinary convolution of its width

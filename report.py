@@ -6,7 +6,7 @@ from fastai.vision.all import *
 from fastcore.script import CliError
 
 import models  # after fastai, which has a `models` of its own
-from models import budget, count, table
+from models import table
 
 max_epochs = 15  # the rule
 n_late = 3       # each of the last so many epochs must reach the target
@@ -17,9 +17,9 @@ class StopAtNaN(Callback):
     "Stops a fit with a `FloatingPointError` at the first loss that is not finite (`TerminateOnNaNCallback` stops without a word)."
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')  # which diverges on purpose
     def after_loss(self):
+        where = f'epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}'
         if not self.loss.isfinite().all(): raise FloatingPointError(
-            f'Stopped in epoch {self.epoch+1}, {"batch" if self.training else "test batch"} {self.iter+1}: '
-            f'the loss is {self.loss.mean().item()}. A lower learning rate may help.')
+            f'Stopped in {where}: the loss is {self.loss.mean().item()}. A lower learning rate may help.')
 
 
 def history(learn):
@@ -111,16 +111,15 @@ class PlainLog(Callback):
 
 
 def curves(rows, rates, target):
-    "Loss and accuracy per epoch for train (as it trains) and test, with the target, and the learning rate per batch."
+    "Loss and accuracy per epoch, of training as the net trains and of validation, with the target; learning rate per batch."
     _,(loss,accuracy,rate) = plt.subplots(1, 3, figsize=(15, 4.5))
-    rows.filter(like='loss').set_axis(['train, as it trains', 'test'], axis=1).plot(ax=loss, style=['o--', 'o-'], logy=True, ylabel='loss')
-    (100*rows.filter(like='accuracy')).plot(ax=accuracy, style=['o--', 'o-'], legend=False, ylabel='accuracy, %')
-    accuracy.axhline(100*target, color='black', lw=1, ls=':')
-    accuracy.set_ylim(100*min(target, rows.valid_accuracy[-5:].min()) - 1, 100.1)  # the first epochs would hide the last ones
-    accuracy.set_title(f'dotted: target {target:.2%}')
-    rate.plot(np.arange(1, len(rates)+1) * len(rows)/len(rates), rates)
-    rate.set(ylim=(0, 1.1*max(rates)), xlabel='epoch', ylabel='learning rate')
-    for ax in (loss, accuracy, rate): ax.xaxis.get_major_locator().set_params(integer=True)
+    rows.filter(like='loss').plot(ax=loss, style=['o--', 'o-'], logy=True, ylabel='loss')
+    low = 100*min(target, rows.valid_accuracy[-5:].min()) - 1  # the first epochs would hide the last ones
+    (100*rows.filter(like='accuracy')).plot(ax=accuracy, style=['o--', 'o-'], ylim=(low, 100.1), ylabel='accuracy, %')
+    accuracy.axhline(100*target, color='black', lw=1, ls=':', label=f'target {target:.2%}')
+    accuracy.legend(loc='lower right')  # the last epochs are at the top
+    pd.Series(rates).plot(ax=rate, ylim=(0, 1.1*max(rates)), xlabel='batch', ylabel='learning rate')
+    for ax in (loss, accuracy): ax.xaxis.get_major_locator().set_params(integer=True)
 
 def pictures(learn, rows, rates, target):
     "(file name, title, function that draws) of each picture of a run."
@@ -163,20 +162,18 @@ def verdict(rows, target, on_mnist=True):
 def finish(learn, saved, text, target, seconds):
     "Save the run, print its step's Target / Result / Analysis and what was measured, and return the exit status."
     rows,rates,unsaved = history(learn),learn.recorder.lrs,None
-    device,on_mnist = learn.dls.device,not_mnist not in learn.dls.train_ds.name
+    device,on_mnist,last = learn.dls.device,not_mnist not in learn.dls.train_ds.name,rows.valid_accuracy[-5:]
     with learn.no_bar(), learn.no_logging():
         try: save(learn, rows, rates, target, saved.folder)
         except OSError as e: unsaved = f'{e.filename or saved.folder}: {e.strerror}. Only what is listed above was saved; free disk space.'
         clean = learn.validate(dl=clean_train(learn.dls))[1]
     status,words = verdict(rows, target, on_mnist)
-    last = rows.valid_accuracy[-5:]
     measured = f'last {len(last)} of {len(rows)} epochs: mean {last.mean():.2%}, lowest {last.min():.2%}'
     where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
     print(f"""
 {text.strip().format(this_run=measured + ('' if on_mnist else f', on {not_mnist}'))}
 
 This run
-    net          {type(learn.model).__name__}, {count(learn.model):,} parameters of a budget of fewer than {budget:,}
     last epochs  {' '.join(f"{a:.2%}" for a in last)} (target {target:.2%})
     train        {clean:.2%} of the training images without augmentation and dropout, after the last epoch
     time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
@@ -185,11 +182,11 @@ This run
     saved.file.unlink(missing_ok=True)  # the run is whole: nothing is left to resume
     return status
 
-def run(step, train, target, text, resume, **options):
+def run(step, train, target, text, resume, **options):  # epochs, lr, seed, model, data
     "Run `train` with the `options` of the command line of `step`, save and print the run, and return the exit status."
     for stream in (sys.stdout, sys.stderr):  # an encoding without × or ± must not end a run
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
-    epochs,lr,seed,model,data = (options[k] for k in ('epochs', 'lr', 'seed', 'model', 'data'))
+    epochs,lr,seed,model,data = options.values()
     for option,ok,wanted in (('epochs', epochs >= 1, '1 or more'), ('lr', 0 < lr < math.inf, 'a positive number'),
                              ('seed', 0 <= seed < 2**32, '0 or more, below 2**32'), ('model', model in nets, ', '.join(nets)),
                              ('data', data == 'digits' or mnist_root(data), 'auto, mnist, digits or a folder that holds MNIST/raw')):

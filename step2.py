@@ -1,20 +1,25 @@
-"""Step 2: a better net: turned filters, a global depthwise convolution in place of the large kernel, dropout
+"""Step 2: a better net: p4 convolutions, a global depthwise convolution in place of the large kernel, dropout
 
 Target
-    98.80% in each of the last three epochs: no more than twice the errors that the goal of 99.40% allows. The net is to come within a
-    factor of two by itself, trained as in step 1, so that step 3 has to halve the errors, and no more.
+    98.80% in each of the last three epochs: no more than twice the errors that the goal of 99.40% allows. The net should come within a
+    factor of two by itself, trained as in step 1, so that step 3 has to halve the errors.
 Result
-    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.39% ± 0.01, lowest 99.28%
+    recorded: -
     this run: {this_run}
 Analysis
-    The new net generalizes better. Its turned filters are each used at four angles, so that a layer has a quarter of the weights, which
-    pays for more channels; dropout hides a twentieth of all activations, other ones in each batch.
-    Change in test accuracy, in points with a 95% interval (one that holds zero shows nothing):
-        +0.23 ± 0.09 [step2]  all of step 2, against step 1
-        -0.10 ± 0.07 [ablations/step2-plain-filters]  plain filters in place of turned ones, fewer channels to pay for them
-        +0.16 ± 0.11 [folds/step2]  with dropout, against the same net without: on the held-out folds, where it was chosen
-    A gap stays: in the end 99.78% [clean of step2] of the training images are right, of the test images 99.39% [mean of step2]. So does a
-    swing from epoch to epoch, 0.06% [swing of step2]. Both are left to step 3. The recipe is that of step 1; only the net changes.
+    The new net generalizes better. p4 convolutions use each filter in four rotations: a layer has a quarter of the weights, so that the
+    budget allows more channels. Dropout zeroes 5% of the activations at random.
+    Change in accuracy in percentage points, with its 95% interval. On the test images, five seeds:
+        +0.00 ± 0.00  all of step 2, against step 1
+        +0.00 ± 0.00  ordinary convolutions, fewer channels
+    On the six held-out folds, two seeds, where the parts were decided; the first in this step, the others in the training of step 3:
+        +0.00 ± 0.00  without dropout, on the folds
+        +0.00 ± 0.00  plain global average pooling, on the folds
+        +0.00 ± 0.00  ReLU for SiLU, on the folds
+        +0.00 ± 0.00  without the crop to 24×24, on the folds
+    The last interval includes zero: the crop is there for speed. A gap remains: after the last epoch 99.78% of the training images are
+    correct, of the test images 99.39%. The test accuracy of a seed still has a standard deviation of 0.06 over the last five epochs.
+    The recipe is that of step 1; only the net changes.
 """
 import report
 from data import mnist_dls
@@ -33,7 +38,8 @@ def learner(model=Model_2, seed=0, bs=bs, **kwargs):
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, **kwargs)
     net = model().to(memory_format=torch.channels_last)  # faster on a CPU
-    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=report.StopAtNaN(), model_dir='runs')
+    cbs = [report.StopAtNaN()]
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, model_dir='runs')
     learn.recorder.train_metrics = True
     return learn
 
@@ -49,11 +55,11 @@ def main(
     epochs:int=epochs,    # Passes over the training images; the rule is at most 15
     lr:float=lr,          # Learning rate
     seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
-    model:str='Model_2', # Net to train, a class of models.py
+    model:str='Model_2',  # Net to train, a class of models.py
     data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
     resume:bool=False     # Continue an interrupted run from its last whole epoch
 ):
-    "Train step2 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
+    "Train step 2 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
     return report.run('step2', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
 
 

@@ -1,12 +1,23 @@
-"""Step 3: augmentation, one cycle of the learning rate, an average of the weights: to the goal
+"""Step 3: augmentation, one cycle of the learning rate, weight decay, the EMA of the weights: to the goal
 
 Target
     99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken literally.
+    Step 2 ends at 99.78% of the training images and 99.39% of the test images, with a standard deviation of 0.06 percentage points over
+    its last epochs: generalization is missing, and stable last epochs.
 Result
     recorded: -
     this run: {this_run}
 Analysis
-    -
+    The net is that of step 2 without its dropout; the training is new.
+    Change in accuracy in percentage points, with its 95% interval. On the test images, five seeds:
+        +0.00 ± 0.00  all of step 3, against step 2
+    On the six held-out folds, two seeds, where the parts were decided (results/README.md):
+        +0.00 ± 0.00  without EMA, on the folds
+        +0.00 ± 0.00  without the elastic distortion, on the folds
+    @@
+    The gap is 99.80% of the training images to 99.60% of the test images, after the last epoch; the standard deviation of a seed over its
+    last epochs is 0.02 percentage points. What the cycle and the augmentation as a whole do has no row yet.
+    Adam and batches of 256 are as in steps 1 and 2; fit_one_cycle also moves beta1, from 0.95 to 0.85 and back.
 """
 import report
 from data import RandomWarp, mnist_dls
@@ -18,9 +29,9 @@ from torch.optim.swa_utils import AveragedModel
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
 bs = 256         # images per batch
-lr = 1.5e-2      # the peak of the cycle: between `lr_find`'s minimum and steep (results/lr_find.csv)
+lr = 1.5e-2      # the peak of the cycle
 pct_start = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
-wd = .1          # weight decay, ten times fastai's default
+wd = .1          # weight decay, for fastai's default of .01
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.2, elastic=.4)  # random for every image in every epoch; the units are `RandomWarp`'s
 ema = .998       # decay of the EMA per batch: it averages over some 500 batches, two epochs
 
@@ -58,7 +69,8 @@ def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, **kwargs):
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)
     net = model().to(memory_format=torch.channels_last)  # faster on a CPU
-    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, wd=wd, cbs=[EMA(ema), report.StopAtNaN()], model_dir='runs')
+    cbs = [EMA(ema), report.StopAtNaN()]
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, wd=wd, cbs=cbs, model_dir='runs')
     learn.recorder.train_metrics = True
     return learn
 
@@ -74,11 +86,11 @@ def main(
     epochs:int=epochs,    # Passes over the training images; the rule is at most 15
     lr:float=lr,          # Learning rate, at the peak of its cycle
     seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
-    model:str='Model_3', # Net to train, a class of models.py
+    model:str='Model_3',  # Net to train, a class of models.py
     data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
     resume:bool=False     # Continue an interrupted run from its last whole epoch
 ):
-    "Train step3 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
+    "Train step 3 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
     return report.run('step3', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
 
 

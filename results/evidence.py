@@ -1,18 +1,15 @@
 """Computes from results/epochs.csv and runs.csv every number that the docstrings and the READMEs give, and puts the tables in.
 
-    python results/evidence.py               # fills in the tables and the steps' rows, draws the pictures
-    python results/evidence.py --data mnist  # also the picture of the hardest test images
+    python results/evidence.py   # fills in the tables and the steps' rows, draws the pictures; MNIST is in $MNIST_ROOT
 
 The accuracy of a run is the mean over its last five epochs, never its best epoch.
 """
-import argparse, re
-from pathlib import Path
-
-import numpy as np
-import pandas as pd
-from scipy import stats
+import re
 
 from record import experiments, here, parts
+from data import mnist_dls
+import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from scipy import stats
 
 project = here.parent
 steps = ['step1', 'step2', 'step3']
@@ -68,6 +65,11 @@ def words(name, places=2):
     d = difference(name)
     return f'{signed(d.mean(), places)} ± {interval(d):.{places}f}'
 
+def fold_words(name):
+    "The difference that `name` makes on the folds, with its 95% interval."
+    _,d,half,_ = on_folds(name)
+    return f'{signed(d)} ± {half:.2f}'
+
 def changes():
     "The experiments on the test images that have a difference: what it is of -> name."
     found = runs[runs.fold == 0].experiment.unique()
@@ -96,12 +98,12 @@ def markdown(head, rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in 
 def steps_table():
     return markdown(['step', 'parameters', 'seeds', 'test accuracy, %', 'lowest of last 5 epochs', 'train accuracy, %'],
                     [[f'[`{s}.py`]({s}.py)', k['parameters'], k['seeds'], f"**{k['mean']}** ± {k['error']}", k['lowest'], k['train']]
-                     for s in steps if len(test_runs(s)) for k in [summary(s)]])
+                     for s in steps for k in [summary(s)]])
 
 def seeds_table():
-    table,first = late('step3'),reached('step3')
-    return markdown(['seed', *(f'epoch {e}' for e in table), 'mean', '99.40% or more from epoch'],
-        [[str(s), *(f'{a:.2f}' for a in row), f'{row.mean():.2f}', f'{first[s]:.0f}' if first[s] > 0 else 'never'] for s,row in table.iterrows()])
+    table,first = late('step3').add_prefix('epoch '),reached('step3')
+    table['mean'],table['99.40% or more from epoch'] = table.mean(axis=1),first
+    return markdown(['seed', *table], [[str(s), *(f'{a:.2f}' for a in row[:-1]), f'{row.iloc[-1]:.0f}'] for s,row in table.iterrows()])
 
 def changes_table():
     "Each change, sorted by its effect, and whether Holm's correction for all of them leaves it standing at 5%."
@@ -121,69 +123,60 @@ def folds_table():
                      str(n), decided(name)])
     return markdown(['change', 'to', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'by the rule'], rows)
 
-tables = dict(steps=steps_table, seeds=seeds_table, changes=changes_table, folds=folds_table)
+def speed_table():
+    times = pd.read_csv(here/'speed.csv')
+    ratio = times.div(times['step3.py'], axis=0).median()
+    return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
+                    [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f} times'] for what in times])
+
+tables = dict(steps=steps_table, seeds=seeds_table, changes=changes_table, folds=folds_table, speed=speed_table)
 
 def fill(path):
     "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
-    text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', path.read_text(encoding='utf-8'),
-                  flags=re.S)
-    for what,name in changes().items(): text = re.sub(rf'[+-]\d+\.\d+ ± \d+\.\d+(?=  {re.escape(what)}\n)', words(name), text)
-    if path.stem in steps and len(test_runs(path.stem)): text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
+    text = path.read_text(encoding='utf-8')
+    text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
+    number = r'[+-]\d+\.\d+ ± \d+\.\d+'
+    for what,name in changes().items(): text = re.sub(rf'{number}(?=  {re.escape(what)}\n)', words(name), text)
+    for name in parts: text = re.sub(rf'{number}(?=  {re.escape(experiments[name][2])}, on the folds\n)', fold_words(name), text)
+    if path.stem in steps: text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
     return text
 
 def result(step):
     k,seeds = summary(step),late(step).index
-    return f"seeds {min(seeds)} to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['error']} (standard error), lowest {k['lowest']}%"
+    return f"seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['error']} (standard error), lowest {k['lowest']}%"
 
 
-def draw_step(plt, step, before=None):
+def draw_step(step, before=None):
     "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
-    plt.figure(figsize=(8, 4.5))
-    test = late(step, 99).T
-    plt.plot(test, color='C0', lw=.7, alpha=.6)
-    plt.plot(test.mean(axis=1), color='C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
-    train = epochs[(epochs.experiment == step) & (epochs.fold == 0)].groupby('epoch').train_accuracy.mean()
-    plt.plot(100*train, color='C1', ls='--', label=f'{step}: train, as it trains')
-    if before: plt.plot(late(before, 99).mean(), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
-    plt.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
-    plt.ylim(98, 100)
-    plt.xticks(test.index)
-    plt.xlabel('epoch')
-    plt.ylabel('accuracy, %')
-    plt.legend(loc='lower right', fontsize=9)
+    test,train = late(step, 99).T,epochs[(epochs.experiment == step) & (epochs.fold == 0)].groupby('epoch').train_accuracy.mean()
+    ax = test.plot(figsize=(8, 4.5), color='C0', lw=.7, alpha=.6, label='_', ylim=(98, 100), xticks=test.index, ylabel='accuracy, %')
+    ax.plot(test.mean(axis=1), color='C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
+    ax.plot(100*train, color='C1', ls='--', label=f'{step}: train, as it trains')
+    if before: ax.plot(late(before, 99).mean(), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
+    ax.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
+    ax.legend(*([o[len(test.columns):] for o in ax.get_legend_handles_labels()]), loc='lower right', fontsize=9)
     plt.tight_layout()
     plt.savefig(here/'pictures'/f'{step}.png', dpi=100)
     plt.close()
 
-def draw_hardest(plt, images, labels, name='step3', n=30):
-    "The test images that most seeds of `name` get wrong."
+def draw_hardest(test, name='step3', n=30):
+    "The images of `test` that most seeds of `name` get wrong."
     found = wrong(name)
     taken = pd.DataFrame([(image, digit) for seed in found for image,digit in seed.items()], columns=['image', 'digit'])
     _,axes = plt.subplots(3, n//3, figsize=(13, 5.4))
     for image,ax in zip(taken.image.value_counts().index[:n], axes.flat):
         digits = taken[taken.image == image].digit.value_counts()
-        ax.imshow(images[image], cmap='gray_r')
-        ax.set_title(f'label {labels[image]}\n' + ', '.join(f'{d} ({c})' for d,c in digits.items()), fontsize=9)
+        ax.imshow(test.x[image, 0].cpu(), cmap='gray_r')
+        ax.set_title(f'label {test.y[image]}\n' + ', '.join(f'{d} ({c})' for d,c in digits.items()), fontsize=9)
         ax.axis('off')
     plt.suptitle(f'The test images that most of the {len(found)} seeds of {name} get wrong: what they are taken for (by how many seeds)')
     plt.tight_layout()
     plt.savefig(here/'pictures'/'hardest.png', dpi=100)
     plt.close()
 
-def main():
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument('--data', help='mnist or a folder that holds MNIST/raw, for the picture of the hardest images')
-    args = cli.parse_args()
-    import matplotlib
-    matplotlib.use('agg')
-    import matplotlib.pyplot as plt
+
+if __name__ == '__main__':
+    plt.switch_backend('agg')
     for path in texts: path.write_text(fill(path), encoding='utf-8')
-    for step,before in zip(steps, [None, *steps]):
-        if len(test_runs(step)): draw_step(plt, step, before)
-    if args.data and len(test_runs('step3')):
-        from data import mnist_dls
-        test = mnist_dls(args.data).valid_ds
-        draw_hardest(plt, test.x[:, 0].cpu(), test.y.tolist())
-
-
-if __name__ == '__main__': main()
+    for step,before in zip(steps, [None, *steps]): draw_step(step, before)
+    draw_hardest(mnist_dls('mnist').valid_ds)

@@ -1,20 +1,12 @@
-"""Records what fastai's `lr_find` suggests for each step and seeds 0 to 4 on MNIST: python results/find.py, a few minutes.
-
-Writes results/lr_find.csv. MNIST is looked for as the steps do it: $MNIST_ROOT, else fastai's data folder.
-"""
-import sys
-from pathlib import Path
-
-here = Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent))
-
-import step1, step2, step3
+"Records in lr_find.csv what fastai's `lr_find` suggests for each step and seeds 0 to 4 on MNIST: python results/find.py, a few minutes."
 import pandas as pd
 from fastai.vision.all import minimum, slide, steep, valley
 
+from record import here, step1, step2, step3
+
 
 def suggestions(step, seed):
-    "A row of results/lr_find.csv: the four suggestions, as learning rates."
+    "A row of lr_find.csv: the four suggestions, as learning rates."
     learn = step.learner(seed=seed, data='mnist')
     with learn.no_bar(): found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
     return dict(step=step.__name__, seed=seed, **{k: f'{v:.2e}' for k,v in found._asdict().items()})

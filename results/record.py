@@ -74,7 +74,7 @@ parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-cro
 
 
 def recipe(name):
-    "All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, with a digest of the net's layers."
+    "All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a digest of the net."
     step,change,_ = experiments[name]
     found = {o.name: o.default for f in (step.learner, step.train) for o in inspect.signature(f).parameters.values()} | change
     net = found['model']
@@ -105,7 +105,7 @@ def table(path):
     return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=key, dtype=str)
 
 def append(to, run, epochs):
-    "Add a whole run to the tables in folder `to`. A run is whole once it is in runs.csv, replaced last: a killed recording leaves no other."
+    "Add a run to the tables in folder `to`. It is whole once it is in runs.csv, replaced last: a killed recording leaves no other."
     with open(to/'.lock', 'w') as lock:  # one recording at a time
         fcntl.flock(lock, fcntl.LOCK_EX)
         runs = table(to/'runs.csv')

@@ -1,113 +1,78 @@
-"""Times an epoch of step 3 against a bare PyTorch loop and against the usual way of writing it, in turn, on a machine at rest.
+"""Times an epoch of step 3 against a bare PyTorch loop and other ways, in turn, on a machine at rest: python results/speed.py [ROUNDS]
 
-    python results/speed.py   # about ten minutes on a CPU; writes results/speed.json
+Writes results/speed.csv, a row per round, in seconds. MNIST is in $MNIST_ROOT.
 """
-import argparse, contextlib, io, json, os, sys, time
+import contextlib, io, os, sys, time
 from functools import partial
-from pathlib import Path
 
-here = Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent))
-
-import data, record, step3
-import torch
-from copy import deepcopy
+from record import here, plain_filters, uncropped
+import data, pandas as pd, step3, torch
 from fastai.vision.all import TensorImageBW
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 
-def bare(learn):
-    "An epoch of the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), average, metrics and tests, all in memory."
-    train,test,warp = learn.dls.train_ds,learn.dls.valid_ds,data.RandomWarp(**step3.warp)
-    net = type(learn.model)().to(memory_format=torch.channels_last)
-    opt,mean = torch.optim.AdamW(net.parameters(), step3.lr, betas=(.9, .99), eps=1e-5),deepcopy(net).eval()
-    def images(x, split_idx): return warp(TensorImageBW(x.float().div_(255)), split_idx=split_idx).as_subclass(torch.Tensor).sub_(data.mean).div_(data.std)
-    def epoch():
-        right = total = 0
-        net.train()
-        for i,idx in enumerate(torch.randperm(len(train)).split(step3.bs)):
-            y = train.y[idx]
-            out = net(images(train.x[idx], 0))
-            loss = F.cross_entropy(out, y)
-            loss.backward()
-            opt.step()
-            opt.zero_grad()
-            if i % step3.ema_every == 0:
-                for m,p in zip(mean.state_dict().values(), net.state_dict().values()):
-                    if m.is_floating_point(): m.lerp_(p, .01)
-            right += (out.argmax(1) == y).sum()
-            total += loss.detach()
-        with torch.no_grad():
-            for x,y in zip(test.x.split(data.test_bs), test.y.split(data.test_bs)):
-                out = mean(images(x, 1))
-                total += F.cross_entropy(out, y)
-                right += (out.argmax(1) == y).sum()
-        return float(right), float(total)
-    return epoch
-
-
-def usual(learn, root):
-    "An epoch as public solutions write it: transforms image by image, torch's `DataLoader`, batches of 128, a plain loop."
-    norm = [transforms.ToTensor(), transforms.Normalize((data.mean,), (data.std,))]
-    affine = transforms.RandomAffine(8, translate=(.043, .043), scale=(.94, 1.06), shear=3)
-    def loader(train): return DataLoader(datasets.MNIST(root, train=train, transform=transforms.Compose([affine]*train + norm)), batch_size=128, shuffle=train)
-    train,test,net = loader(True),loader(False),type(learn.model)()
-    opt = torch.optim.Adam(net.parameters(), step3.lr)
-    def epoch():
-        right = total = 0
-        net.train()
-        for x,y in train:
-            opt.zero_grad()
+def loop(net, opt, train, test, ema=None):
+    "An epoch of the plain loop over batches: training, then loss and accuracy on the test images."
+    right = total = 0
+    for x,y in train:
+        out = net.train()(x)
+        loss = F.cross_entropy(out, y)
+        loss.backward()
+        opt.step()
+        opt.zero_grad()
+        if ema: ema.update_parameters(net)
+        right,total = right + (out.argmax(1) == y).sum(),total + loss.detach()
+    net = (ema.module if ema else net).eval()
+    with torch.no_grad():
+        for x,y in test:
             out = net(x)
-            loss = F.cross_entropy(out, y)
-            loss.backward()
-            opt.step()
-            right += (out.argmax(1) == y).sum().item()
-            total += loss.item()
-        net.eval()
-        with torch.no_grad():
-            for x,y in test:
-                out = net(x)
-                total += F.cross_entropy(out, y).item()
-                right += (out.argmax(1) == y).sum().item()
-        return right, total
-    return epoch
+            right,total = right + (out.argmax(1) == y).sum(),total + F.cross_entropy(out, y)
+    return float(right), float(total)
 
+def bare(learn):
+    "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), EMA and metrics, all in memory."
+    net,warp = type(learn.model)().to(memory_format=torch.channels_last),data.RandomWarp(**step3.warp)
+    opt = torch.optim.AdamW(net.parameters(), step3.lr, (.9, .99), 1e-5, step3.wd)
+    ema = AveragedModel(net, avg_fn=learn.ema.average, use_buffers=True)
+    def batches(ds, idxs):
+        for idx in idxs:
+            x = warp(TensorImageBW(ds.x[idx].float().div_(255)), split_idx=ds.split_idx).as_subclass(torch.Tensor)
+            yield x.sub_(data.mean).div_(data.std), ds.y[idx]
+    train,test = learn.dls.train_ds,learn.dls.valid_ds
+    return lambda: loop(net, opt, batches(train, torch.randperm(len(train)).split(step3.bs)),
+                        batches(test, torch.arange(len(test)).split(data.test_bs)), ema)
 
-def seconds(f):
-    start = time.perf_counter()
-    with contextlib.redirect_stdout(io.StringIO()): f()
-    return time.perf_counter() - start
+def usual(learn, bs=128):
+    "As public solutions write it: torchvision's transforms image by image, a `DataLoader`, batches of 128, no elastic distortion, no EMA."
+    norm = [transforms.ToTensor(), transforms.Normalize((data.mean,), (data.std,))]
+    affine = transforms.RandomAffine(8, translate=(.043, .043), scale=(.94, 1.06), shear=11)
+    train,test = (datasets.MNIST(os.environ['MNIST_ROOT'], train=o, transform=transforms.Compose([affine]*o + norm)) for o in (True, False))
+    net = type(learn.model)()
+    return partial(loop, net, torch.optim.Adam(net.parameters(), step3.lr), DataLoader(train, bs, shuffle=True), DataLoader(test, bs))
 
-
-def epochs(root, rounds):
-    "Seconds of an epoch each way, in turn; the first round warms up."
-    learn,plain = step3.learner(data='mnist', root=root),step3.learner(data='mnist', root=root, model=partial(record.plain_filters, p=0.))
-    def ours(learn): learn.fit_one_cycle(1, step3.lr)
-    def one_thread():
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        ours(learn)
+def ways():
+    "name -> function that trains and tests for an epoch."
+    learn,one = (step3.learner(data='mnist') for _ in range(2))
+    plain,whole = (step3.learner(data='mnist', model=net) for net in (partial(plain_filters, 0.), uncropped))
+    def fit(learn, threads=torch.get_num_threads()):
+        was = torch.get_num_threads()
         torch.set_num_threads(threads)
-    ways = {'step3': partial(ours, learn), 'bare': bare(learn), 'one thread': one_thread, 'plain filters': partial(ours, plain), 'usual': usual(learn, root)}
-    found = {name: [] for name in ways}
-    for r in range(rounds + 1):
-        for name,epoch in ways.items():
-            took = seconds(epoch)
-            if r: found[name].append(round(took, 2))
-    return found
+        learn.fit_one_cycle(1, step3.lr)
+        torch.set_num_threads(was)
+    return {'step3.py': partial(fit, learn), 'the same in a bare PyTorch loop': bare(one), 'on one thread': partial(fit, one, 1),
+            'with ordinary convolutions': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
+            'the same net in the usual way': usual(one)}
 
-
-def main():
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument('--root', default=os.environ.get('MNIST_ROOT'), help='folder that holds MNIST/raw; else $MNIST_ROOT')
-    cli.add_argument('--rounds', type=int, default=5, help='rounds that count (default: 5)')
-    args = cli.parse_args()
-    found = dict(cores=os.cpu_count(), threads=torch.get_num_threads(), instructions=torch.backends.cpu.get_cpu_capability(), torch=torch.__version__,
-                 epochs=epochs(args.root, args.rounds))
-    (here/'speed.json').write_text(json.dumps(found, indent=1) + '\n', encoding='utf-8')
-
-
-if __name__ == '__main__': main()
+if __name__ == '__main__':
+    found,rounds = ways(),int(sys.argv[1]) if len(sys.argv) > 1 else 5
+    rows = []
+    for _ in range(rounds + 1):
+        rows.append({})
+        for name,epoch in found.items():
+            start = time.perf_counter()
+            with contextlib.redirect_stdout(io.StringIO()): epoch()
+            rows[-1][name] = round(time.perf_counter() - start, 2)
+    pd.DataFrame(rows[1:]).to_csv(here/'speed.csv', index=False)  # the first round warms up

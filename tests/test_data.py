@@ -68,7 +68,8 @@ def test_warp_moves_every_image_its_own_way(kind, limit):
     w = RandomWarp(**{kind: limit})(TensorImageBW(x.clone()), split_idx=0)
     assert not torch.allclose(w, x, atol=.1) and not torch.allclose(w[0], w[1], atol=.1)
     assert w.min() >= 0 and w.max() <= 1 + 1e-5 and abs(w.sum() / x.sum() - 1) < .4  # still the same amount of ink, about
-    assert torch.equal(RandomWarp(**{kind: limit})(TensorImageBW(x), split_idx=1), x) and torch.allclose(RandomWarp()(TensorImageBW(x), split_idx=0), x, atol=1e-5)
+    assert torch.equal(RandomWarp(**{kind: limit})(TensorImageBW(x), split_idx=1), x)
+    assert torch.allclose(RandomWarp()(TensorImageBW(x), split_idx=0), x, atol=1e-5)
 
 def test_shifts_are_in_pixels_and_rotations_in_degrees(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'uniform_', lambda self, a, b: self.fill_(b))  # every draw at its upper limit
@@ -79,7 +80,7 @@ def test_shifts_are_in_pixels_and_rotations_in_degrees(monkeypatch):
 
 def test_folds_are_disjoint_and_leave_the_test_images_out(root):
     whole,held = mnist_dls(root),[mnist_dls(root, fold=f) for f in range(1, 7)]
-    assert (len(whole.train_ds), len(whole.valid_ds)) == (1200, 300) and [(len(f.train_ds), len(f.valid_ds)) for f in held] == [(1000, 200)]*6
+    assert [(len(o.train_ds), len(o.valid_ds)) for o in (whole, *held)] == [(1200, 300)] + [(1000, 200)]*6
     for part in ('x', 'y'):
         assert torch.equal(torch.cat([getattr(f.valid_ds, part) for f in held]), getattr(whole.train_ds, part))
         assert torch.equal(getattr(held[0].train_ds, part), getattr(whole.train_ds, part)[200:])
@@ -94,7 +95,7 @@ def test_where_mnist_is_looked_for(root, monkeypatch, tmp_path):
     for there in ('~/root', Path('~/root')): assert len(mnist_dls(there).train_ds) == 1200
     monkeypatch.setenv('MNIST_ROOT', '~/root')
     assert len(mnist_dls('mnist').train_ds) == 1200
-    with pytest.raises(CliError, match="not 'other'"): mnist_dls('other')  # a folder without MNIST/raw: a slip of the pen, not a place to fill
+    with pytest.raises(CliError, match="not 'other'"): mnist_dls('other')  # a slip of the pen, not a folder to fill
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'new'))
     with pytest.raises(CliError, match='cannot be downloaded'): mnist_dls('mnist')
 

@@ -1,83 +1,106 @@
-"Every figure that a docstring or a README gives is recomputed from `results/`; a recorded run is trained again where MNIST is."
-import re
+"Every number that a docstring or a README gives is recomputed from `results/`; the steps are the recipes that the numbers belong to."
+import json, os, re, socket, subprocess, sys
 
 import fastai, pytest, torch, torchvision
 import pandas as pd
 from fastai.vision.all import Callback, CancelFitException
 
 import evidence, record, report, step1, step2, step3
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, count, layers
+from conftest import offline, project
+from models import Model_1, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
-nets = {'step1': Model_1, 'step2': Model_2, 'step2-no-dropout': Model_3, 'step3': Model_3, 'step3-8epochs': Model_3, 'step3-Model_4': Model_4,
-        'step3-Model_5': Model_5, 'filters-2-2-3-3-4-4': record.experiments['filters-2-2-3-3-4-4'].keywords['model']}
-recorded = [name for name in {**nets, **evidence.changes} if evidence.recorded(name)]
+runs,epochs = evidence.runs,evidence.epochs
 
-@pytest.mark.parametrize('path', evidence.texts, ids=lambda p: str(p.relative_to(evidence.project)))
-def test_every_figure_is_as_recorded(path): assert evidence.fill(path) == path.read_text(encoding='utf-8')
+@pytest.mark.parametrize('path', evidence.texts, ids=lambda p: str(p.relative_to(project)))
+def test_every_table_and_row_is_as_recorded(path): assert evidence.fill(path) == path.read_text(encoding='utf-8')
+
+def allowed(names):
+    "All numbers that a text on experiments `names` may give: their summaries, and their differences."
+    found = {v for name in names for v in evidence.summary(name).values()} | {'99.40'}
+    return found | {o for name in names if name != 'step1' for o in re.findall(r'[+-]?\d+\.\d+', evidence.words(name))}
 
 @pytest.mark.parametrize('step', steps)
-def test_no_figure_of_an_analysis_is_without_a_source(step):
-    text = steps[step].__doc__.split('\nAnalysis\n')[1]
-    for pattern in (evidence.cited, evidence.cited_change): text = pattern.sub('', text)
-    assert not re.search(r'\d+\.\d+ ?%|±', text), text
+def test_every_number_of_a_step_is_in_its_tables(step):
+    names = [step, 'step1' if step == 'step1' else evidence.base(step)]
+    names += [n for n in evidence.changes().values() if evidence.base(n) == step]
+    folds = {o for name in record.parts for o in re.findall(r'[+-]?\d+\.\d+', evidence.fold_words(name))}
+    text = steps[step].__doc__.replace(f'{steps[step].target:.2%}', '').replace('1.7% errors', '')  # LeNet-1's
+    text = re.sub(r'.*(Adam|fit_one_cycle).*', '', text)  # hyperparameters
+    numbers = set(re.findall(r'[+-]?\d+\.\d+', text))
+    assert len(numbers) >= 3 and numbers <= allowed(names) | folds, numbers - allowed(names) - folds
 
-def test_parameters_named_in_step_1():
-    assert f'{max(row[2] for row in layers(Model_1())):,} of its {count(Model_1()):,} parameters' in step1.__doc__ and layers(Model_1())[-2][2] == 2890
+@pytest.mark.parametrize('page', ['README.md', 'results/README.md'])
+def test_every_accuracy_in_prose_is_in_a_table(page):
+    prose = re.sub(r'<!-- table.*?<!-- end -->|```.*?```', '', (project/page).read_text(encoding='utf-8'), flags=re.S)
+    assert set(re.findall(r'\d\d\.\d\d(?=%)', prose)) <= allowed(runs[runs.fold == 0].experiment.unique())
 
-def test_wrong_figures_are_put_right(tmp_path):
-    page = tmp_path/'page.md'
-    page.write_text('12.34% [mean of step1], -9.99 ± 0.01 [step2], 7<!-- seeds of step1 -->\n<!-- table steps -->\nold\n<!-- end -->\n', encoding='utf-8')
-    assert evidence.fill(page) == (f'{evidence.late("step1").stack().mean():.2f}% [mean of step1], {evidence.words("step2")} [step2], {len(evidence.late("step1"))}<!-- seeds of step1 -->\n'
-                                   f'<!-- table steps -->\n\n{evidence.steps_table()}\n\n<!-- end -->\n')
+def test_numbers_of_the_nets_in_the_texts():
+    kernel = max(row[2] for row in layers(Model_1()))
+    assert f'{kernel:,} of its {count(Model_1()):,} parameters' in step1.__doc__
 
-@pytest.mark.parametrize('name', recorded)
-def test_recorded_runs_are_whole_and_of_these_nets(name):
-    seeds = evidence.runs(name)
-    assert seeds.index.unique('seed').tolist() == list(range(len(seeds.index.unique('seed')))) and seeds.loc[4] is not None  # 0, 1, 2, …: none left out
-    for seed,rows in seeds.groupby('seed'):
-        assert rows.index.get_level_values('epoch').tolist() == list(range(1, 9 if '8epochs' in name else 16)) and list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
-        about = evidence.about(name, seed)
-        assert about['parameters'] < 8_000 and len(about['mistakes']) == round(10_000*(1 - rows.valid_accuracy.iloc[-1]))
-        if name in nets: assert about['parameters'] == count(nets[name]())
-        if name in steps: assert rows.valid_accuracy.iloc[-1] < about['clean'] < 1  # train accuracy
+def test_wrong_numbers_are_put_right(tmp_path):
+    page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'
+    page.write_text(text.format('12%', '-9.99 ± 0.01', 'old'), encoding='utf-8')
+    assert evidence.fill(page) == text.format(evidence.result('step2'), evidence.words('step2'), f'\n{evidence.steps_table()}\n')
 
-def test_step3_reaches_the_goal_in_every_seed():
-    assert len(evidence.late('step3')) >= 20 and evidence.late('step3').min(axis=None) >= 99.40
+def test_recorded_runs_are_whole():
+    assert not runs.duplicated(record.key).any() and not epochs.duplicated([*record.key, 'epoch']).any()
+    assert set(runs.commit.str.len()) <= {7, 8} and set(runs.experiment) <= set(record.experiments)  # of a commit, not of a changed tree
+    whole = epochs.groupby(record.key)
+    assert set(whole.groups) == {tuple(o) for o in runs[record.key].to_numpy().tolist()}
+    for run in runs.itertuples():
+        rows,n = whole.get_group((run.experiment, run.fold, run.seed)),json.loads(run.recipe)['epochs']
+        assert rows.epoch.tolist() == [*range(1, n+1)]
+        if isinstance(run.wrong, str): assert len(run.wrong.split()) == round(10_000*(1 - rows.valid_accuracy.iloc[-1]))
+    for name,found in runs[runs.fold == 0].groupby('experiment'): assert sorted(found.seed) == [*range(len(found))]  # none is left out
 
-def test_intervals_and_corrections():
+@pytest.mark.parametrize('name', runs.experiment.unique())
+def test_the_code_is_the_recipe_that_the_numbers_belong_to(name):
+    assert set(runs[runs.experiment == name].recipe.map(json.dumps)) == {json.dumps(record.recipe(name))}
+
+@pytest.mark.parametrize('name', [n for n,(step,change,what) in record.experiments.items() if change and what])
+def test_an_experiment_changes_exactly_one_thing(name):
+    mine,base = (json.loads(record.recipe(o)) for o in (name, evidence.base(name)))
+    other = [k for k in base if mine[k] != base[k]]
+    assert len(other) == 1
+    if other == ['warp']: assert sum(mine['warp'][k] != base['warp'][k] for k in base['warp']) == 1
+
+def test_every_run_reaches_its_target():
+    for step in steps: assert evidence.late(step, 3).min(axis=None) >= 100*steps[step].target
+
+def test_intervals_and_signs():
     d = pd.Series([.1, .2, .3, .2, .2])
     assert evidence.interval(d) == pytest.approx(2.776*d.std()/5**.5, rel=1e-3)  # Student's t, four degrees of freedom
     assert evidence.interval(d, extra=1/5) == pytest.approx(evidence.interval(d)*2**.5)
     assert evidence.signed(-.001) == '+0.00' and evidence.signed(-.006) == '-0.01'
 
-@pytest.mark.parametrize('name, base', [c[:2] for c in evidence.candidates])
-def test_folds_are_run_in_order(name, base):
-    ratio = evidence.compare(name, base)[0]
-    assert ratio.index.tolist() == list(range(1, len(ratio)+1))
+def test_the_steps_are_what_the_rules_took():
+    for name in runs[(runs.fold > 0) & ~runs.experiment.isin(steps)].experiment.unique():
+        assert evidence.decided(name) in ('the part stays', 'no', 'undecided') or name == 'without-crop', name  # the crop stays for speed
 
-def test_the_steps_are_what_the_rule_took():
-    assert evidence.decided('step2', 'step2-no-dropout') == evidence.decided('step3', 'relu') == evidence.decided('relu', 'before') == 'taken'
-    for name,base,_ in evidence.candidates:  # nothing that the rule took was left out
-        assert base != 'step3' or evidence.decided(name, base) != 'taken', name
-
-def on_folds(monkeypatch, **losses):
+def on_folds(monkeypatch, name, **losses):
     "Two recipes' runs: for each a list of losses per fold, one for each seed."
-    def folds(name): return pd.DataFrame([dict(fold=f, seed=s, loss=l, accuracy=100-l) for f,seeds in enumerate(losses[name], 1) for s,l in enumerate(seeds)]).set_index(['fold', 'seed'])
-    monkeypatch.setattr(evidence, 'folds', folds)
-    return evidence.decided('new', 'old')
+    found = [dict(experiment=n, fold=f, seed=s, epoch=1, valid_loss=l, valid_accuracy=1-l/100) for n,folds in losses.items()
+             for f,seeds in enumerate(folds, 1) for s,l in enumerate(seeds)]
+    monkeypatch.setattr(evidence, 'epochs', pd.DataFrame(found).replace({'experiment': {'old': 'step3', 'new': name}}))
+    return evidence.decided(name)
 
-def test_the_rule(monkeypatch):
+def test_the_rules(monkeypatch):
     old,lower,higher = [[2, 4]]*6,[2.5, 3],[3, 3.5]  # the mean of the old recipe's runs counts: 3
-    assert on_folds(monkeypatch, old=old, new=[lower]*5 + [higher]) == 'taken'
-    assert on_folds(monkeypatch, old=old, new=[lower]*4 + [higher]*2) == on_folds(monkeypatch, old=old, new=[[4], [4]]) == 'no'
-    assert on_folds(monkeypatch, old=old, new=[[2.5]]*6) == on_folds(monkeypatch, old=old, new=[lower]*5) == 'undecided'  # one seed; five folds
-    assert on_folds(monkeypatch, old=old, new=[lower]*5 + [[9, 9]]) == 'no'  # accuracy lower
+    def rule(new): return on_folds(monkeypatch, 'wd-0.3', old=old, new=new)
+    assert rule([lower]*5 + [higher]) == 'taken'
+    assert rule([lower]*4 + [higher]*2) == rule([[4], [4]]) == 'no'
+    assert rule([[2.5]]*6) == rule([lower]*5) == 'undecided'  # one seed; five folds
+    assert rule([lower]*5 + [[9, 9]]) == 'no'  # accuracy lower
+    def second_rule(new): return on_folds(monkeypatch, 'without-EMA', old=old, new=new)
+    assert second_rule([higher]*5 + [lower]) == 'the part stays' and second_rule([higher]*4 + [lower]*2) == 'the part goes'
+    assert second_rule([[3.5]]*6) == 'undecided'
 
 def test_learning_rates_are_read_off_lr_find():
     found = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median()
     for step in ('step1', 'step2'): assert found.valley[step] < steps[step].lr == step1.lr < found.slide[step]
-    assert found.minimum.step3 < step3.lr < found.steep.step3
+    assert found.valley.step3 < found.minimum.step3 < step3.lr < found.steep.step3
 
 class Epochs(Callback):
     "Ends a fit after three epochs, the schedule being that of the whole."
@@ -86,14 +109,47 @@ class Epochs(Callback):
         if self.epoch == 3: raise CancelFitException
 
 @pytest.mark.mnist
-@pytest.mark.parametrize('step', ['step1', 'step3'])
+@pytest.mark.parametrize('step', steps)
 def test_a_recorded_seed_trains_again_to_the_same_numbers(step):
-    about,was = evidence.about(step),torch.get_num_threads()
-    torch.set_num_threads(about['threads'])
+    run,was = evidence.test_runs(step).loc[0],torch.get_num_threads()
+    torch.set_num_threads(int(run.threads))
     now = report.history(steps[step].train(seed=0, data='mnist', cbs=Epochs()))
-    here = dict(threads=torch.get_num_threads(), device='cuda' if torch.cuda.is_available() else 'cpu', cpu=torch.backends.cpu.get_cpu_capability(),
-                torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__)
+    here = dict(threads=torch.get_num_threads(), device='cuda' if torch.cuda.is_available() else 'cpu', torch=torch.__version__,
+                torchvision=torchvision.__version__, fastai=fastai.__version__, cpu=torch.backends.cpu.get_cpu_capability())
     torch.set_num_threads(was)
-    then = evidence.runs(step).loc[0].loc[:3]
-    if all(about[k] == v for k,v in here.items()): assert now.equals(then)  # to the last bit, as far as it is told
+    then = epochs[(epochs.experiment == step) & (epochs.fold == 0) & (epochs.seed == 0)].set_index('epoch')[list(now)].loc[:3]
+    if all(run[k] == v for k,v in here.items()): assert now.equals(then)  # bit-identical, as far as it is told
     else: assert (abs(now - then).train_accuracy[1:] < .003).all()
+
+def recorded(folder):
+    found = pd.read_csv(folder/'runs.csv')
+    assert len(pd.read_csv(folder/'epochs.csv')) == 4*len(found) and not found.duplicated(record.key).any()
+    return len(found)
+
+def test_a_recording_survives_kills(tmp_path):
+    "Both of the recording, between its two files as well, and of one of the two workers of a Dask cluster: every run is there once."
+    started = []
+    def start(*line):
+        started.append(subprocess.Popen([sys.executable, *map(str, line)], cwd=project, stderr=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                                        text=True, env={**os.environ, **offline, 'PYTHONPATH': 'results'}))
+        return started[-1]
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        at = f'tcp://127.0.0.1:{s.getsockname()[1]}'
+    line = ['results/record.py', 'step3-4epochs', '--data', 'digits', '--to', tmp_path, '--scheduler', at]
+    try:
+        start('-m', 'dask', 'scheduler', '--host', at, '--no-dashboard')
+        workers = [start('-m', 'dask', 'worker', at, '--nthreads', 1, '--no-nanny', '--no-dashboard') for _ in range(2)]
+        first = start(*line, '--seeds', 3)
+        for _ in range(2): assert first.stdout.readline()  # until the first run is recorded
+        first.kill()
+        first.wait()
+        n = recorded(tmp_path)
+        orphan = pd.read_csv(tmp_path/'epochs.csv').iloc[:1].assign(seed=99)  # as if killed between the two files
+        orphan.to_csv(tmp_path/'epochs.csv', mode='a', header=False, index=False)
+        second = start(*line, '--seeds', 6)
+        for _ in range(2): assert second.stdout.readline()
+        workers[0].kill()
+        assert second.wait(100) == 0 and 1 <= n <= 3 and recorded(tmp_path) == 6
+    finally:
+        for o in started: o.kill(), o.communicate()
