@@ -14,6 +14,8 @@ warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarn
 
 from fastai.vision.all import *
 from fastcore.script import CliError
+from PIL import ImageOps
+from scipy import ndimage
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 
@@ -69,11 +71,49 @@ class BatchDL(TfmdDL):
         for batch in chunked(idxs, self.bs, self.drop_last): yield self.dataset[tensor(batch, device=self.dataset.x.device)]
 
 
+def mnist_form(o):
+    """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on 0, scaled to
+    20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-A)."""
+    with contextlib.nullcontext(o) if isinstance(o, Image.Image) else Image.open(o) as image: image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
+    image = (image if image.mode[0] in 'IF' else image.convert('L')).convert('F')  # modes I and F: more than 8 bits, which L would clip
+    x = grey = np.asarray(image.reduce(max(1, max(image.size)//128)))  # at most 255 pixels long: averages noise
+    side,near = min(x.shape),np.ones((3, 3))
+    rim = ~ndimage.binary_erosion(np.ones(x.shape), near, max(1, side//10))
+    x = x * np.sign(x.min() + x.max() - 2*np.median(x[rim]))  # what differs most from the ground at the rim is ink: now it is light
+    x = x - ndimage.grey_opening(np.pad(x, side, 'edge'), side*3//4 + 1)[side:-side, side:-side]  # the ground and its shade
+    n,edges = np.histogram(x, 256)
+    n,s = n.cumsum(),(n*edges[:-1]).cumsum()
+    t = edges[1 + np.argmax((s[-1]*n - n[-1]*s)**2 / (n*(n[-1] - n) + 1e-9))]  # Otsu 1979: the greatest variance between two classes
+    if (ink := x > t).all() or x[ink].mean() - x[~ink].mean() < max(grey.max()/32, 3.5*x[~ink].std()): raise ValueError('there is no ink.')
+    inner = ndimage.binary_propagation(ink & ~rim, near, ink)
+    if inner.sum() > ink.sum()/5: ink = inner  # without a frame and what else lies along the rim; but a digit out there stays
+    parts,_ = ndimage.label(ink, near)
+    size = np.bincount(parts.ravel(), ink.ravel())
+    ink = ndimage.binary_dilation((size > size.max()/10)[parts], near, 2)  # no specks, but the soft edges
+    x = np.where(ink, (x - min(t, 2*np.median(x[x <= t]))).clip(0), 0).astype(np.float32)  # no noise around them
+    x = Image.fromarray(x[ndimage.find_objects(1*(x > 0))[0]])
+    x = np.asarray(x.resize([max(1, round(o*20/max(x.size))) for o in x.size])).clip(0)
+    x = (x * max(1/x.max(), .85*x.sum()/(x*x).sum())).clip(0, 1)  # thin lines have faded: as strong as MNIST's
+    top,left = (min(max(0, math.floor(14.5 - c)), 28 - o) for c,o in zip(ndimage.center_of_mass(x), x.shape))
+    return F.pad(tensor(x).mul(255).round().byte(), (left, 28-x.shape[1]-left, top, 28-x.shape[0]-top))
+
+
 def stack_items(items):
-    "`DigitImages` from a list of images (PIL, array or tensor; 28×28 whole numbers from 0 to 255), as `Learner.predict` passes them."
-    images = [tensor(o) for o in items]
-    if any(o.is_floating_point() or o.numel() != 28*28 for o in images): raise ValueError('An image is 28×28 whole numbers from 0 to 255.')
-    return DigitImages(torch.stack([o.to(torch.uint8).view(1, 28, 28) for o in images]))
+    "`DigitImages` of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's form, arrays must have it."
+    def image(o):
+        if isinstance(o, (str, Path, Image.Image)):
+            try: return mnist_form(o)
+            except (OSError, SyntaxError, ValueError) as e: raise ValueError(f'{o}: {getattr(e, "strerror", None) or e}') from None
+        a = o.data.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)
+        what = f'{a.dtype} {a.shape}' + (f' from {float(a.min()):g} to {float(a.max()):g}' if a.size and a.dtype.kind in 'biuf' else '')
+        if a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28) and 0 <= a.min() and 128 <= a.max() <= 255 > 2*a.mean():
+            return tensor(a.astype(np.uint8)).view(28, 28)
+        raise ValueError(f'An array must be 28×28 whole numbers from 0 to 255, light ink on 0, not {what}. '
+                         'Scale, round or invert it, or give a file or a PIL image of any size.')
+    items = [items] if isinstance(items, (str, Path, Image.Image)) else list(items)
+    if not items: raise ValueError('The list is empty: there is no picture in it.')
+    return DigitImages(torch.stack([image(o) for o in items])[:,None])
 
 
 @functools.lru_cache
