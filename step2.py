@@ -37,7 +37,7 @@ def learner(model=Model_2, seed=0, bs=bs, **kwargs):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs` are those of `mnist_dls`."
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, **kwargs)
-    net = model().to(memory_format=torch.channels_last)  # faster on a CPU
+    net = model().to(dls.device, memory_format=torch.channels_last)  # faster on a CPU
     cbs = [report.StopAtNaN()]
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, model_dir='runs')
     learn.recorder.train_metrics = True

@@ -79,7 +79,7 @@ def recipe(name):
     found = {o.name: o.default for f in (step.learner, step.train) for o in inspect.signature(f).parameters.values()} | change
     net = found['model']
     found['model'] = f'{net.__name__} {hashlib.md5(str(net()).encode()).hexdigest()[:8]}'
-    return json.dumps({k: v for k,v in found.items() if k not in ('seed', 'cbs', 'kwargs')})
+    return json.dumps({k: v for k,v in found.items() if k not in ('seed', 'pretrained', 'cbs', 'kwargs')})
 
 
 def train(name, fold, seed, data='mnist'):

@@ -9,7 +9,7 @@ from fastai.vision.all import PILImageBW, TensorImageBW, load_learner, plt
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
-import step3
+import evidence, step3
 from data import load_digits, mnist_form
 
 def drawn(size=(300, 240), at=(120, 60), height=120, width=14):
@@ -72,8 +72,9 @@ def pictures():
     turned.getexif()[274] = 6  # to be turned back
     return dict(one=grey.convert('1', dither=Image.Dither.NONE), L=grey, light=ink, P=palette,
                 LA=Image.merge('LA', [Image.new('L', grey.size), ink]), P_transparent=clear, RGB=rgb, RGBA=transparent,
-                CMYK=rgb.convert('CMYK'), YCbCr=rgb.convert('YCbCr'), HSV=rgb.convert('HSV'), I16=Image.fromarray(sixteen), I=Image.fromarray(sixteen.astype(np.int32)),
-                F=Image.fromarray((np.asarray(grey)/255).astype(np.float32)), exif=turned, fastai=PILImageBW(grey))
+                CMYK=rgb.convert('CMYK'), YCbCr=rgb.convert('YCbCr'), HSV=rgb.convert('HSV'), I16=Image.fromarray(sixteen),
+                I=Image.fromarray(sixteen.astype(np.int32)), exif=turned, fastai=PILImageBW(grey),
+                F=Image.fromarray((np.asarray(grey)/255).astype(np.float32)))
 
 @pytest.mark.parametrize('name, image', pictures().items(), ids=list(pictures()))
 def test_every_mode_gives_the_same(name, image):
@@ -177,7 +178,8 @@ good = load_digits()[1][0][0, 0]
     (good > 127, 'bool .28, 28. from 0 to 1'), (good.float(), 'float32'), (good/255., 'float32 .28, 28. from 0 to 1'),
     (TensorImageBW(good[None]/255.), 'float32'), (good.int() - 1, 'from -1 to'), (good.int()*2, 'from 0 to 5'),
     (torch.zeros(28, 28) > 0, 'bool .28, 28. from 0 to 0'), ((good > 127).byte(), 'uint8 .28, 28. from 0 to 1'), (good*0, 'from 0 to 0'),
-    (255 - good, 'light ink'), (good*0 + 200, 'light ink'), (good[4:24, 4:24], '.20, 20.'), (good.expand(3, 28, 28), '.3, 28, 28.'), (good.flatten(), '.784,.'), (np.zeros((0, 28)), '.0, 28.'),
+    (255 - good, 'light ink'), (good*0 + 200, 'light ink'), (good[4:24, 4:24], '.20, 20.'), (good.expand(3, 28, 28), '.3, 28, 28.'),
+    (good.flatten(), '.784,.'), (np.zeros((0, 28)), '.0, 28.'),
     (None, 'object'), ({'a': 1}, 'object'), (b'bytes', 'S5'), (7, 'int64 ..'), ([['a']], 'U1')], ids=lambda o: str(o)[:20])
 def test_other_arrays_get_one_line(learn, array, what):
     for f in (learn.predict, lambda o: learn.dls.test_dl([o])):
@@ -187,8 +189,8 @@ def test_other_arrays_get_one_line(learn, array, what):
 def noise(sigma): return Image.fromarray((200 + np.random.default_rng(0).normal(0, sigma, (200, 200))).clip(0, 255).astype(np.uint8))
 
 @pytest.mark.parametrize('image', [Image.new('L', (50, 50), 255), Image.new('L', (28, 28)), Image.new('RGBA', (90, 60)),
-    Image.new('1', (1, 1)), Image.new('I;16', (30, 30), 4000), Image.new('F', (30, 30)), Image.new('L', (300, 1), 9), noise(2), noise(8), noise(25),
-    pencilled(Image.new('L', (300, 200), 255), 1, noise=5)])
+    Image.new('1', (1, 1)), Image.new('I;16', (30, 30), 4000), Image.new('F', (30, 30)), Image.new('L', (300, 1), 9), noise(2), noise(8),
+    noise(25), pencilled(Image.new('L', (300, 200), 255), 1, noise=5)])
 def test_no_ink_gets_one_line(learn, image, tmp_path):
     with pytest.raises(ValueError, match='there is no ink') as e: learn.predict(image)
     assert len(str(e.value).splitlines()) == 1
@@ -208,3 +210,25 @@ def test_files_that_are_no_pictures_get_one_line(learn, tmp_path):
             assert len(str(e.value).splitlines()) == 1 and str(tmp_path/name) in str(e.value)
     for empty in ([], (), torch.zeros(0, 28, 28)):
         with pytest.raises(ValueError, match='list is empty'): learn.dls.test_dl(empty)
+
+@pytest.fixture(scope='module')
+def trained(): return step3.learner(pretrained=True, data='digits')
+
+def test_pretrained_reads_the_small_digits_as_pictures(trained, tmp_path):
+    x,y = load_digits()[1]
+    pictures = [enlarged(o) for o in x[:, 0]]
+    assert (trained.get_preds(dl=trained.dls.test_dl(pictures))[0].argmax(1) == y).float().mean() > .85
+    drawn().save(tmp_path/'seven.jpg')
+    assert trained.predict(tmp_path/'seven.jpg')[0] == '7'
+
+@pytest.mark.mnist
+def test_pretrained_is_the_recorded_seed_0(tmp_path):
+    "Also from pictures: the test images as they are, and 1,000 of them on shaded paper, with noise, as JPEG."
+    learn = step3.learner(pretrained=True, data='mnist')
+    x,y = learn.dls.valid_ds.x[:, 0].numpy(),learn.dls.valid_ds.y
+    def read(pictures): return learn.get_preds(dl=learn.dls.test_dl(pictures))[0].argmax(1)
+    guess = learn.get_preds()[0].argmax(1)
+    assert {int(i): int(guess[i]) for i in (guess != y).nonzero()} == evidence.wrong('step3')[0]
+    assert abs((read([Image.fromarray(o) for o in x]) == y).float().mean() - (guess == y).float().mean()) <= .001
+    for i in range(1000): pencilled(enlarged(x[10*i]), i).save(tmp_path/f'{i}.png')  # the JPEG is read already: PNG keeps it
+    assert (read([tmp_path/f'{i}.png' for i in range(1000)]) == y[::10]).float().mean() >= .994
