@@ -5,7 +5,7 @@ Target
     a larger skeleton of modern parts must beat it in every seed and every late epoch. No more is required before augmentation and a
     learning-rate schedule.
 Result
-    recorded: -
+    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.15% ± 0.03 (standard error), lowest 98.81%
     this run: {this_run}
 Analysis
     The skeleton is right: no late epoch of any seed is below 98.81%. But it overfits: after the last epoch 99.64% of the training images

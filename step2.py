@@ -4,22 +4,22 @@ Target
     98.80% in each of the last three epochs: no more than twice the errors that the goal of 99.40% allows. The net should come within a
     factor of two by itself, trained as in step 1, so that step 3 has to halve the errors.
 Result
-    recorded: -
+    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.39% ± 0.01 (standard error), lowest 99.28%
     this run: {this_run}
 Analysis
     The new net generalizes better. p4 convolutions use each filter in four rotations: a layer has a quarter of the weights, so that the
     budget allows more channels. Dropout zeroes 5% of the activations at random.
     Change in accuracy in percentage points, with its 95% interval. On the test images, five seeds:
-        +0.00 ± 0.00  all of step 2, against step 1
-        +0.00 ± 0.00  ordinary convolutions, fewer channels
+        +0.23 ± 0.09  all of step 2, against step 1
+        -0.10 ± 0.07  ordinary convolutions, fewer channels
     On the six held-out folds, two seeds, where the parts were decided; the first in this step, the others in the training of step 3:
-        +0.00 ± 0.00  without dropout, on the folds
-        +0.00 ± 0.00  plain global average pooling, on the folds
-        +0.00 ± 0.00  ReLU for SiLU, on the folds
-        +0.00 ± 0.00  without the crop to 24×24, on the folds
-    The last interval includes zero: the crop is there for speed. A gap remains: after the last epoch 99.78% of the training images are
-    correct, of the test images 99.39%. The test accuracy of a seed still has a standard deviation of 0.06 over the last five epochs.
-    The recipe is that of step 1; only the net changes.
+        -0.16 ± 0.11  without dropout, on the folds
+        -0.08 ± 0.08  plain global average pooling, on the folds
+        -0.03 ± 0.09  ReLU for SiLU, on the folds
+        +0.00 ± 0.06  without the crop to 24×24, on the folds
+    The last two intervals include zero. SiLU is there for its held-out loss, lower in five of six folds; the crop is there for speed.
+    A gap remains: after the last epoch 99.78% of the training images are correct; of the test images 99.39% are. Over the last five epochs
+    of a seed the test accuracy has a standard deviation of 0.06 percentage points. The recipe is that of step 1; only the net changes.
 """
 import report
 from data import mnist_dls
