@@ -6,9 +6,10 @@ The accuracy of a run is the mean over its last five epochs, never its best epoc
 """
 import re
 
-from record import experiments, here, parts
-from data import mnist_dls
+from record import experiments, here, parts, step3
+from data import mnist_form
 import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from PIL import Image, ImageDraw, ImageFilter
 from scipy import stats
 
 project = here.parent
@@ -174,9 +175,38 @@ def draw_hardest(test, name='step3', n=30):
     plt.savefig(here/'pictures'/'hardest.png', dpi=100)
     plt.close()
 
+def photograph(strokes, seed, paper=215, size=240):
+    "A digit as if written with a pen and photographed: lines through points (x, y) from 0 to 1, on shaded paper, with noise."
+    image,rng = Image.new('L', (size, size), 255),np.random.default_rng(seed)
+    for points in strokes: ImageDraw.Draw(image).line([(size*x, size*y) for x,y in points], fill=20, width=11, joint='curve')
+    image = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)).rotate(rng.uniform(-8, 8), fillcolor=255))/255
+    ground = paper - 70*np.add.outer(np.linspace(0, 1, size), np.linspace(0, .6, size))
+    return Image.fromarray((ground*(.25 + .75*image) + rng.normal(0, 5, image.shape)).clip(0, 255).astype(np.uint8))
+
+def draw_handwriting(learn):
+    "Three digits drawn as if photographed, what the net sees, and what it says."
+    arc = [(.5 + .17*np.cos(a), .33 + .13*np.sin(a)) for a in np.linspace(-3, 1.2, 20)]
+    written = [[[(.3, .3), (.65, .28), (.45, .75)], [(.4, .53), (.62, .5)]], [arc + [(.33, .75), (.72, .74)]],
+               [[(.45, .25), (.36, .55), (.68, .53)], [(.6, .38), (.57, .78)]]]
+    photos = [photograph(o, seed) for seed,o in enumerate(written)]
+    _,axes = plt.subplots(2, 3, figsize=(6, 4.4))
+    with learn.no_bar(), learn.no_logging():
+        for photo,(above,below) in zip(photos, axes.T):
+            digit,i,p = learn.predict(photo)
+            above.imshow(photo, cmap='gray', vmin=0, vmax=255)
+            below.imshow(mnist_form(photo), cmap='gray')
+            below.set_title(f'"{digit}", probability {p[i]:.3f}', fontsize=10)
+    for ax in axes.flat: ax.axis('off')
+    axes[0, 0].set_title('drawn by program as if photographed; what the net sees', loc='left', fontsize=10)
+    plt.tight_layout()
+    plt.savefig(here/'pictures'/'handwriting.png', dpi=100)
+    plt.close()
+
 
 if __name__ == '__main__':
     plt.switch_backend('agg')
     for path in texts: path.write_text(fill(path), encoding='utf-8')
     for step,before in zip(steps, [None, *steps]): draw_step(step, before)
-    draw_hardest(mnist_dls('mnist').valid_ds)
+    learn = step3.learner(pretrained=True, data='mnist')
+    draw_hardest(learn.dls.valid_ds)
+    draw_handwriting(learn)

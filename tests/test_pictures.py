@@ -1,5 +1,5 @@
 "Pictures: MNIST's form from any file or PIL image, through all of fastai, and one clear line for what is no picture of a digit."
-import io
+import io, re
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,10 @@ from PIL import Image, ImageDraw, ImageFilter, ImageOps
 from scipy import ndimage
 
 import evidence, step3
+from conftest import project
 from data import load_digits, mnist_form
+
+readme = (project/'README.md').read_text(encoding='utf-8')
 
 def drawn(size=(300, 240), at=(120, 60), height=120, width=14):
     "A seven, black on white: `height` pixels high, `width` pixels thick, its upper left corner at `at`."
@@ -220,6 +223,21 @@ def test_pretrained_reads_the_small_digits_as_pictures(trained, tmp_path):
     assert (trained.get_preds(dl=trained.dls.test_dl(pictures))[0].argmax(1) == y).float().mean() > .85
     drawn().save(tmp_path/'seven.jpg')
     assert trained.predict(tmp_path/'seven.jpg')[0] == '7'
+
+def test_readme_lines_for_a_picture_offline(run, tmp_path):
+    lines = re.findall(r'^>>> (.*)$', re.search(r'handwriting\n\n```python\n(.*?)```', readme, re.S)[1], re.M)
+    drawn().save(tmp_path/'seven.jpg')
+    done = run('-c', f"{lines[0]}\nprint({lines[1]}[0])")
+    assert done.returncode == 0 and done.stdout.split()[-1] == '7' and 'Traceback' not in done.stderr, done.stderr
+
+def test_readme_lines_for_onnx(trained, tmp_path, monkeypatch):
+    code = next(o for o in re.findall(r'```python\n(.*?)```', readme, re.S) if 'onnx' in o)
+    monkeypatch.chdir(tmp_path)
+    images,expected = trained.dls.valid_ds.x.numpy(),trained.get_preds()[0]
+    for n in (1, 7, 360):
+        found = dict(torch=torch, learn=trained, images=images[:n])
+        exec(code if n == 1 else code[code.index('import numpy'):], found)
+        assert torch.allclose(torch.tensor(found['logits']).softmax(1), expected[:n], atol=1e-4)
 
 @pytest.mark.mnist
 def test_pretrained_is_the_recorded_seed_0(tmp_path):

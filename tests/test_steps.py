@@ -174,7 +174,7 @@ def test_mnist_required(run):
 
 def readme_lines():
     "The lines that the README has a reader type in a REPL."
-    block = re.search(r'```python\n(.*?)```', (project/'README.md').read_text(encoding='utf-8'), re.S)[1]
+    block = re.search(r'a notebook\n\n```python\n(.*?)```', (project/'README.md').read_text(encoding='utf-8'), re.S)[1]
     return [l[4:].split('  #')[0] for l in block.splitlines() if l.startswith('>>> ')]
 
 def on_digits(line): return line.replace('learner()', "learner(data='digits')").replace('train(', "train(data='digits', epochs=1, ")
