@@ -37,13 +37,14 @@ def test_learner_is_untrained_and_changes_with_the_seed_alone(step):
 
 @every_step
 def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
-    learn,again = (steps[step].train(epochs=12, data='digits', seed=3) for _ in range(2))
+    n = 12 if step == 'step3' else 6  # the EMA needs some epochs to forget the untrained net
+    learn,again = (steps[step].train(epochs=n, data='digits', seed=3) for _ in range(2))
     rows = report.history(learn)
-    assert rows.index.tolist() == [*range(1, 13)] and list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
-    assert rows.valid_accuracy[12] > .9 and rows.train_loss[12] < rows.train_loss[1]
+    assert rows.index.tolist() == [*range(1, n+1)] and list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
+    assert rows.valid_accuracy[n] > .9 and rows.train_loss[n] < rows.train_loss[1]
     assert rows.equals(report.history(again)) and torch.equal(weights(learn.model), weights(again.model))
     loss,accuracy = learn.validate()  # the rows say what the net does
-    assert accuracy == pytest.approx(rows.valid_accuracy[12], abs=1e-5) and loss == pytest.approx(rows.valid_loss[12], abs=1e-4)
+    assert accuracy == pytest.approx(rows.valid_accuracy[n], abs=1e-5) and loss == pytest.approx(rows.valid_loss[n], abs=1e-4)
 
 def test_schedules():
     rates = [s.train(epochs=3, data='digits').recorder.lrs for s in steps.values()]
