@@ -1,5 +1,5 @@
 "The steps: learner, training, repeatability, the command line, what is saved, what is said of it, and a notebook."
-import os, re
+import io, os, re
 
 import nbclient, nbformat
 import pandas as pd
@@ -165,9 +165,10 @@ def test_help(step):
     assert all(f'--{o}' in text for o in ('epochs', 'lr', 'seed', 'data', 'resume'))
     assert f'(default: {step_nets[step].__name__})' in text
 
-def test_an_encoding_without_all_characters(run):
-    done = run('step1.py', '--data', 'digits', '--epochs', '1', PYTHONIOENCODING='ascii')
-    assert done.returncode == 0 and 'verdict' in done.stdout and '8?26?26' in done.stdout
+def test_an_encoding_without_all_characters(monkeypatch, no_pictures):
+    out = io.BytesIO()
+    monkeypatch.setattr('sys.stdout', io.TextIOWrapper(out, 'ascii', write_through=True))
+    assert step1.main(epochs=1, data='digits') == 0 and b'verdict' in out.getvalue() and b'8?26?26' in out.getvalue()
 
 def test_mnist_required(run):
     done = run('step1.py', '--data', 'mnist')
