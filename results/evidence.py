@@ -76,12 +76,12 @@ def changes():
     found = runs[runs.fold == 0].experiment.unique()
     return {experiments[name][2]: name for name in found if name != 'step1' and experiments[name][2]}
 
-def on_folds(name, of=None):
-    """Of `name` against `of`, or its base: loss ratio of each fold, difference in accuracy in percentage points, half its 95% interval over
+def on_folds(name):
+    """Of `name` against its base: loss ratio of each fold, difference in accuracy in percentage points, half its 95% interval over
     the folds, runs. Runs of one fold are averaged first; 1/5 is images evaluated on over images trained on (Nadeau and Bengio 2003)."""
-    found = epochs[(epochs.fold > 0) & epochs.experiment.isin([name, of or base(name)])]
+    found = epochs[(epochs.fold > 0) & epochs.experiment.isin([name, base(name)])]
     found = found.groupby(['experiment', 'fold', 'seed'])[['valid_loss', 'valid_accuracy']].apply(lambda run: run.tail(5).mean())
-    a,b = (found.loc[o].groupby('fold').mean() for o in (name, of or base(name)))
+    a,b = (found.loc[o].groupby('fold').mean() for o in (name, base(name)))
     d = (100*(a.valid_accuracy - b.valid_accuracy)).dropna()
     return (a.valid_loss/b.valid_loss).dropna(), d.mean(), interval(d, extra=1/5), len(found.loc[name])
 
