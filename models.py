@@ -65,11 +65,13 @@ class Net(nn.Sequential):
 
 class Model_1(Net):
     "The skeleton: two 3×3 convolutions on each of three scales, then one large kernel over the 6×6 map that is left."
-    def __init__(self): super().__init__(
-        conv( 1,  8, pad=0), conv( 8,  8, pad=0), nn.MaxPool2d(2),   # 26, 24, 12 pixels wide: digits leave the rim empty
-        conv( 8,  8),        conv( 8, 12),        nn.MaxPool2d(2),   # 12, 12, 6
-        conv(12,  8),        conv( 8,  8),                           # 6
-        nn.Conv2d(8, 10, 6), nn.Flatten())                           # 1
+    def __init__(self, channels=(8, 8, 8, 12, 8, 8)):
+        a,b,c,d,e,f = channels
+        super().__init__(
+            conv(1, a, pad=0), conv(a, b, pad=0), nn.MaxPool2d(2),  # 26, 24, 12 pixels wide
+            conv(b, c),        conv(c, d),        nn.MaxPool2d(2),  # 12, 12, 6
+            conv(d, e),        conv(e, f),                          # 6
+            nn.Conv2d(f, 10, 6), nn.Flatten())                      # 1
 
 
 class Model_2(Net):

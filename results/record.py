@@ -10,6 +10,7 @@ An interrupted recording continues where it was. Delete a run's rows in runs.csv
 import argparse, contextlib, fcntl, hashlib, inspect, io, json, os, platform, subprocess, sys, time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
@@ -19,22 +20,56 @@ import fastai, pandas as pd, torch, torchvision
 from torch import nn
 
 from data import clean_train
-from models import Model_2, Model_3, Model_4, Model_5, conv, count, head
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, conv, count, head
 
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
 
-def relu():
-    "Model_3 with ReLU."
-    net = Model_3()
+def no_batch_norm():
+    "Model_1 without batch norm; its convolutions have a bias in its place."
+    net = Model_1()
     for block in net:
-        if isinstance(block, nn.Sequential): block[-1] = nn.ReLU()
+        if isinstance(block, nn.Sequential):
+            c = block[0]
+            block[0],block[1] = nn.Conv2d(c.in_channels, c.out_channels, 3, padding=c.padding),nn.Identity()
     return net
 
-def average_pooling():
-    "Model_3 with plain global average pooling."
-    net = Model_3()
+def half_channels():  return Model_1((4, 4, 4, 6, 4, 4))
+def twice_channels(): return Model_1((16, 16, 16, 24, 16, 16))
+
+def relu(model=Model_3):
+    "`model` with ReLU."
+    net = model()
+    for block in net:
+        if isinstance(block, nn.Sequential): block[2 + isinstance(block[1], nn.MaxPool2d)] = nn.ReLU()
+    return net
+
+def average_pooling(model=Model_3):
+    "`model` with plain global average pooling."
+    net = model()
     net[7] = nn.AdaptiveAvgPool2d(1)
+    return net
+
+def relu_2(): return relu(Model_2)
+def average_pooling_2(): return average_pooling(Model_2)
+
+def large_kernel():
+    "Model_2 with step 1's head: one large kernel from the last maps to ten logits."
+    net = Model_2()
+    net[7],net[9] = nn.Conv2d(32, 10, 5),nn.Identity()
+    return net
+
+def pool_earlier():
+    "Model_2 with each max-pooling one layer earlier; the last map is 4×4."
+    net = Model_2()
+    for i in (2, 4): net[i-1].insert(1, net[i].pop(1))
+    net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
+    return net
+
+def pool_later():
+    "Model_2 with each max-pooling one layer later."
+    net = Model_2()
+    for i in (4, 2): net[i+1].insert(1, net[i].pop(1))
     return net
 
 def uncropped():
@@ -43,10 +78,24 @@ def uncropped():
     net[0],net[7] = nn.Identity(),nn.Conv2d(32, 32, 6, groups=32, bias=False)
     return net
 
+def fewer(*filters):
+    "Candidates for Model_5."
+    def net(): return Model_2(filters, p=0.)
+    return net
+
 def plain_filters(p=.05):
     "Model_2's build with ordinary convolutions, and fewer channels to keep the budget."
     return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, p=p), conv(8, 8, pad=0, pool=True, p=p), conv(8, 8, p=p),
                          conv(8, 16, pool=True, p=p), conv(16, 16, p=p), conv(16, 16, p=p), *head(16, 5))
+
+def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
+    "Step 3's `train` at a constant learning rate (and beta1), as in steps 1 and 2."
+    learn = step3.learner(**kwargs)
+    learn.fit(epochs, lr, cbs=cbs)
+    return learn
+
+step3_constant = SimpleNamespace(__name__='step3', learner=step3.learner, train=constant)
+still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
 # Each experiment: the step, what is changed in it (arguments of its `train`), and the change in words.
 experiments = {
@@ -55,15 +104,32 @@ experiments = {
     'step3': (step3, {}, 'all of step 3, against step 2'),
     'step3-8epochs': (step3, dict(epochs=8), ''),
     'step3-4epochs': (step3, dict(epochs=4), ''),
+    'step3-3epochs': (step3, dict(epochs=3), ''),
     'step3-Model_4': (step3, dict(model=Model_4), ''),
     'step3-Model_5': (step3, dict(model=Model_5), ''),
+    'step3-2392':    (step3, dict(model=fewer(2, 2, 3, 4, 4, 3)), ''),
+    'step1-without-batch-norm': (step1, dict(model=no_batch_norm), 'without batch norm'),
+    'step1-half-channels':      (step1, dict(model=half_channels), 'half the channels'),
+    'step1-twice-channels':     (step1, dict(model=twice_channels), 'twice the channels'),
+    'step1-lr-0.001': (step1, dict(lr=1e-3), 'a third of the learning rate'),
+    'step1-lr-0.009': (step1, dict(lr=9e-3), 'three times the learning rate'),
     'step2-plain-filters':   (step2, dict(model=plain_filters), 'ordinary convolutions, fewer channels'),
+    'step2-average-pooling': (step2, dict(model=average_pooling_2), 'plain global average pooling'),
+    'step2-large-kernel':    (step2, dict(model=large_kernel), 'the large kernel of step 1'),
+    'step2-pool-earlier':    (step2, dict(model=pool_earlier), 'pooling one layer earlier'),
+    'step2-pool-later':      (step2, dict(model=pool_later), 'pooling one layer later'),
     'step2-without-dropout': (step2, dict(model=Model_3), 'without dropout'),
-    'without-EMA':     (step3, dict(ema=0), 'without EMA'),
+    'step2-ReLU':            (step2, dict(model=relu_2), 'ReLU for SiLU'),
+    'constant-0.003': (step3_constant, {}, 'a constant learning rate of 0.003'),
+    'constant-0.006': (step3_constant, dict(lr=6e-3), 'a constant learning rate of 0.006'),
+    'without-augmentation': (step3, dict(warp=still), 'without augmentation'),
+    'elastic-only':    (step3, dict(warp={**still, 'elastic': step3.warp['elastic']}), 'the elastic distortion only'),
     'without-elastic': (step3, dict(warp={**step3.warp, 'elastic': 0}), 'without the elastic distortion'),
+    'without-EMA':     (step3, dict(ema=0), 'without EMA'),
+    'bs-128':          (step3, dict(bs=128), 'batches of 128 for 256'),
     'without-crop':    (step3, dict(model=uncropped), 'without the crop to 24×24'),
-    'ReLU':            (step3, dict(model=relu), 'ReLU for SiLU'),
-    'average-pooling': (step3, dict(model=average_pooling), 'plain global average pooling'),
+    'ReLU':            (step3, dict(model=relu), 'ReLU for SiLU, in step 3'),
+    'average-pooling': (step3, dict(model=average_pooling), 'plain global average pooling, in step 3'),
     **{f'{name}-{value}': (step3, {name: value}, f'{name} {value} for {vars(step3)[name]}') for name,value in
        (('wd', .01), ('wd', .3), ('lr', 1e-2), ('lr', 3e-2), ('ema', .996), ('ema', .999))},
     **{f'{name}-{value}': (step3, dict(warp={**step3.warp, name: value}), f'{name} {value} for {step3.warp[name]}') for name,value in
