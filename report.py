@@ -72,7 +72,7 @@ class Checkpoint(Callback):
         if self.done <= len(self.old): return
         smooth,ema = self.recorder.smooth_loss,getattr(self.learn, 'ema', None)
         state = dict(recipe=self.recipe, values=[[float(v) for v in row] for row in self.recorder.values],
-                     lrs=[float(o) for o in self.recorder.lrs], smooth=(smooth.count, float(smooth.val)),
+                     smooth=(smooth.count, float(smooth.val)),
                      net=ema.weights if ema else self.model.state_dict(), ema=ema.mean.state_dict() if ema else {},
                      opt=[dict(o) for o in self.opt.state_dict()['state']], loaders=[dl.rng.getstate() for dl in self.dls],
                      python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
@@ -92,7 +92,6 @@ class Checkpoint(Callback):
         if state['ema']: self.ema.mean.load_state_dict(state['ema'])
         self.opt.load_state_dict({**self.opt.state_dict(), 'state': state['opt']})
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = state['smooth'][0],tensor(state['smooth'][1])
-        self.recorder.lrs[:] = state['lrs']
         random.setstate(state['python'])
         torch.set_rng_state(state['torch'].cpu())
         torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
@@ -110,28 +109,23 @@ class PlainLog(Callback):
     def after_fit(self): self.learn.logger = print
 
 
-def curves(rows, rates, target):
-    "Loss and accuracy per epoch, of training as the net trains and of validation, with the target; learning rate per batch."
-    _,(loss,accuracy,rate) = plt.subplots(1, 3, figsize=(15, 4.5))
-    rows.filter(like='loss').plot(ax=loss, style=['o--', 'o-'], logy=True, ylabel='loss')
+def curves(rows, target):
+    "Loss and accuracy per epoch, of training as the net trains and of validation, with the target."
+    _,(loss,accuracy) = plt.subplots(1, 2, figsize=(11, 4.5))
     low = 100*min(target, rows.valid_accuracy[-5:].min()) - 1  # the first epochs would hide the last ones
-    (100*rows.filter(like='accuracy')).plot(ax=accuracy, style=['o--', 'o-'], ylim=(low, 100.1), ylabel='accuracy, %')
+    rows.filter(like='loss').plot(ax=loss, style=['o--', 'o-'], logy=True, ylabel='loss', xticks=rows.index)
+    (100*rows.filter(like='accuracy')).plot(ax=accuracy, style=['o--', 'o-'], ylim=(low, 100.1), ylabel='accuracy, %', xticks=rows.index)
     accuracy.axhline(100*target, color='black', lw=1, ls=':', label=f'target {target:.2%}')
     accuracy.legend(loc='lower right')  # the last epochs are at the top
-    pd.Series(rates).plot(ax=rate, ylim=(0, 1.1*max(rates)), xlabel='batch', ylabel='learning rate')
-    for ax in (loss, accuracy): ax.xaxis.get_major_locator().set_params(integer=True)
 
-def pictures(learn, rows, rates, target):
-    "(file name, title, function that draws) of each picture of a run."
-    net,train,test = type(learn.model).__name__,learn.dls.train_ds.name,learn.dls.valid_ds.name
+def pictures(learn, rows, target):
+    "Each picture of a run: name -> function that draws it."
     interp = ClassificationInterpretation.from_learner(learn)
-    return [('samples', f'What {net} is trained on: {train}', lambda: learn.dls.train.show_batch(max_n=36, figsize=(9, 9.5))),
-            ('curves', f'{net} on {test}', lambda: curves(rows, rates, target)),
-            ('confusion', f'{net} on {test}', lambda: interp.plot_confusion_matrix(figsize=(7, 7), title='')),
-            ('top_losses', f'The largest losses of {net} on {test}: prediction/label / loss / probability',
-             lambda: interp.plot_top_losses(16, figsize=(11, 12)))]
+    return dict(samples=partial(learn.dls.train.show_batch, max_n=36, figsize=(9, 9)), curves=partial(curves, rows, target),
+                confusion=partial(interp.plot_confusion_matrix, figsize=(7, 7)),
+                top_losses=partial(interp.plot_top_losses, 16, figsize=(11, 12)))
 
-def save(learn, rows, rates, target, folder):
+def save(learn, rows, target, folder):
     "Save history, weights and pictures of a trained `learn` into `folder`, and list them."
     def saved(make, name):
         write(make, folder/name)
@@ -142,10 +136,9 @@ def save(learn, rows, rates, target, folder):
     was = plt.get_backend()
     plt.switch_backend('agg')  # no windows
     try:
-        for name,title,draw in pictures(learn, rows, rates, target):
+        for name,draw in pictures(learn, rows, target).items():
             draw()
-            plt.gcf().suptitle(title)
-            plt.tight_layout(rect=(0, 0, 1, .98))
+            plt.tight_layout()
             saved(partial(plt.savefig, format='png', dpi=100), f'{name}.png')
             plt.close()
     finally: plt.switch_backend(was)
@@ -161,10 +154,10 @@ def verdict(rows, target, on_mnist=True):
 
 def finish(learn, saved, text, target, seconds):
     "Save the run, print its step's Target / Result / Analysis and what was measured, and return the exit status."
-    rows,rates,unsaved = history(learn),learn.recorder.lrs,None
+    rows,unsaved = history(learn),None
     device,on_mnist,last = learn.dls.device,not_mnist not in learn.dls.train_ds.name,rows.valid_accuracy[-5:]
     with learn.no_bar(), learn.no_logging():
-        try: save(learn, rows, rates, target, saved.folder)
+        try: save(learn, rows, target, saved.folder)
         except OSError as e: unsaved = f'{e.filename or saved.folder}: {e.strerror}. Only what is listed above was saved; free disk space.'
         clean = learn.validate(dl=clean_train(learn.dls))[1]
     status,words = verdict(rows, target, on_mnist)

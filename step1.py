@@ -1,9 +1,8 @@
 """Step 1: set-up, and the right skeleton, light, with batch norm
 
 Target
-    98.30% in each of the last three epochs. LeNet-1, with some 2,600 parameters, made 1.7% errors in 1998 (LeCun et al. 1998, section III):
-    a larger skeleton of modern parts must beat it in every seed and every late epoch. No more is required before augmentation and a
-    learning-rate schedule.
+    98.65% in each of the last three epochs, in every seed. The goal leaves 0.60% errors; each step is to remove a third of the errors that
+    the step before may leave: 1.35%, then 0.90%, then 0.60%. (These targets replaced easier ones, after earlier runs had been seen.)
 Result
     recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.15% ± 0.03 (standard error), lowest 98.81%
     this run: {this_run}
@@ -21,7 +20,7 @@ from fastai.vision.all import *
 from fastcore.script import call_parse
 from models import Model_1
 
-target = .983  # each of the last three epochs; the reason is in the text above
+target = .9865 # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
 bs = 256       # images per batch
 lr = 3e-3      # between `lr_find`'s valley and slide, medians over five seeds (results/lr_find.csv)

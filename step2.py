@@ -1,17 +1,17 @@
 """Step 2: a better net: p4 convolutions, a global depthwise convolution in place of the large kernel, dropout
 
 Target
-    98.80% in each of the last three epochs: no more than twice the errors that the goal of 99.40% allows. The net should come within a
-    factor of two by itself, trained as in step 1, so that step 3 has to halve the errors.
+    99.10% in each of the last three epochs, in every seed: a third of the errors that step 1 may leave is removed, 0.90% for 1.35%. The net
+    alone should do it, trained as in step 1.
 Result
     recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.39% ± 0.01 (standard error), lowest 99.28%
     this run: {this_run}
 Analysis
     The new net generalizes better. p4 convolutions use each filter in four rotations: a layer has a quarter of the weights, so that the
     budget allows more channels. Dropout zeroes 5% of the activations at random.
-    Change in accuracy in percentage points, with its 95% interval. On the test images, five seeds:
-        +0.23 ± 0.09  all of step 2, against step 1
-        -0.10 ± 0.07  ordinary convolutions, fewer channels
+    Change in accuracy in percentage points with its 95% interval, seeds that meet the target, Holm's correction. Test images, five seeds:
+        +0.23 ± 0.09    5 of 5  stands  all of step 2, against step 1
+        -0.10 ± 0.07    5 of 5  stands  ordinary convolutions, fewer channels
     On the six held-out folds, two seeds, where the parts were decided; the first in this step, the others in the training of step 3:
         -0.16 ± 0.11  without dropout, on the folds
         -0.08 ± 0.08  plain global average pooling, on the folds
@@ -27,7 +27,7 @@ from fastai.vision.all import *
 from fastcore.script import call_parse
 from models import Model_2
 
-target = .988  # each of the last three epochs; the reason is in the text above
+target = .991  # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
 bs = 256       # images per batch
 lr = 3e-3      # as in step 1, so that only the net changes; again between `lr_find`'s valley and slide

@@ -6,24 +6,30 @@ The accuracy of a run is the mean over its last five epochs, never its best epoc
 """
 import re
 
-from record import experiments, here, parts, step3
-from data import mnist_form
-import matplotlib.pyplot as plt, numpy as np, pandas as pd
+from record import experiments, here, parts, step1, step2, step3
+from data import RandomWarp, mnist_form
+import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
+from fastai.vision.all import TensorImageBW, set_seed
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import stats
+from torch.nn import functional as F
+from torchvision.utils import save_image
 
 project = here.parent
 steps = ['step1', 'step2', 'step3']
+modules = dict(step1=step1, step2=step2, step3=step3)
+variants = ['step3-8epochs', 'step3-4epochs', 'step3-3epochs', 'step3-Model_4', 'step3-Model_5']
 texts = [project/f'{step}.py' for step in steps] + [project/'README.md', here/'README.md']
 epochs,runs = (pd.read_csv(here/f'{name}.csv') for name in ('epochs', 'runs'))
 
 
 def test_runs(name): return runs[(runs.experiment == name) & (runs.fold == 0)].set_index('seed')
 
-def late(name, n=5):
-    "A row per seed of the last `n` epochs' test accuracy, in percent."
+def late(name, n=None):
+    "A row per seed of the last `n` epochs' test accuracy, in percent: of the last five, or where there are fewer than eight, of the last."
     found = epochs[(epochs.experiment == name) & (epochs.fold == 0)]
-    return (100*found.pivot(index='seed', columns='epoch', values='valid_accuracy')).round(4).iloc[:, -n:]
+    found = (100*found.pivot(index='seed', columns='epoch', values='valid_accuracy')).round(4)
+    return found.iloc[:, -(n or (5 if found.shape[1] >= 8 else 1)):]
 
 def reached(name, goal=99.4):
     "For each seed the first epoch from which on no test accuracy is below `goal` percent; NaN where the last one is."
@@ -35,16 +41,19 @@ def wrong(name):
     "For each run of `name` on the test images: image -> digit that the net takes it for, after the last epoch."
     return [{int(i): int(guess) for i,guess in (o.split(':') for o in found.split())} for found in test_runs(name).wrong]
 
+def met(name, target=None):
+    "How many seeds of `name` meet the target of its step (or `target`, a fraction) in each of the last three epochs."
+    return int((late(name, 3).min(axis=1) >= 100*(target or modules[experiments[name][0].__name__].target)).sum())
+
 def summary(name):
     "All numbers of experiment `name` that a text may give, as it gives them; of the last five epochs where nothing else is said."
     found,first = late(name),reached(name)
-    return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', seeds=str(len(found)),
+    return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', seeds=str(len(found)), epochs=str(late(name, 99).shape[1]),
                 mean=f'{found.stack().mean():.2f}', error=f'{found.mean(axis=1).sem():.2f}',  # standard error over the seeds
-                lowest=f'{found.min(axis=None):.2f}', lowest3=f'{late(name, 3).min(axis=None):.2f}',
+                lowest=f'{found.min(axis=None):.2f}', lowest3=f'{late(name, 3).min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
                 train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
                 sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
-                goal=str((found.min(axis=1) >= 99.4).sum()),               # seeds with every late epoch at 99.40 or more
-                first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')
+                first=f'{first.max():.0f}' if first.notna().all() else 'never')  # in every seed 99.40% or more from it on
 
 
 def interval(d, extra=0):
@@ -97,22 +106,25 @@ def decided(name):
 def markdown(head, rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows])
 
 def steps_table():
-    return markdown(['step', 'parameters', 'seeds', 'test accuracy, %', 'lowest of last 5 epochs', 'train accuracy, %'],
-                    [[f'[`{s}.py`]({s}.py)', k['parameters'], k['seeds'], f"**{k['mean']}** ± {k['error']}", k['lowest'], k['train']]
-                     for s in steps for k in [summary(s)]])
+    "The steps, and step 3 for fewer epochs or with fewer parameters."
+    rows = [(f'[`{s}.py`]({s}.py)', s) for s in steps] + [(f'`step3.py {option(v)}`', v) for v in variants if len(test_runs(v))]
+    return markdown(['', 'parameters', 'epochs', 'seeds', 'test accuracy, %', 'lowest', '99.40% from epoch', 'train accuracy, %'],
+                    [[what, k['parameters'], k['epochs'], k['seeds'], f"**{k['mean']}** ± {k['error']}", k['lowest'], k['first'], k['train']]
+                     for what,name in rows for k in [summary(name)]])
 
-def seeds_table():
-    table,first = late('step3').add_prefix('epoch '),reached('step3')
-    table['mean'],table['99.40% or more from epoch'] = table.mean(axis=1),first
-    return markdown(['seed', *table], [[str(s), *(f'{a:.2f}' for a in row[:-1]), f'{row.iloc[-1]:.0f}'] for s,row in table.iterrows()])
+def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
+
+def standing():
+    "The changes that Holm's correction for all of them leaves standing at 5%."
+    p = sorted((stats.ttest_1samp(difference(name), 0).pvalue, name) for name in changes().values())
+    return {name for i,(_,name) in enumerate(p) if all(q*(len(p) - j) <= .05 for j,(q,_) in enumerate(p[:i+1]))}
 
 def changes_table():
-    "Each change, sorted by its effect, and whether Holm's correction for all of them leaves it standing at 5%."
-    rows = sorted((difference(name).mean(), what, name) for what,name in changes().items())
-    p = sorted((stats.ttest_1samp(difference(name), 0).pvalue, name) for _,_,name in rows)
-    stands = {name for i,(_,name) in enumerate(p) if all(q*(len(p) - j) <= .05 for j,(q,_) in enumerate(p[:i+1]))}
-    return markdown(['change', 'to', 'percentage points', 'seeds', "stands after Holm's correction"],
-                    [[what, base(n), words(n, 3), str(len(difference(n))), 'yes' if n in stands else 'no'] for _,what,n in rows])
+    "Each change, by step, sorted by its effect."
+    rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
+    return markdown(['change', 'in', 'percentage points', "after Holm's correction", 'target met', 'standard deviation', '99.40% from epoch'],
+                    [[what, step, words(n, 3), 'stands' if n in standing() else 'no', k['met'], k['sd'], k['first']]
+                     for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
     rows = []
@@ -130,15 +142,21 @@ def speed_table():
     return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
                     [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f} times'] for what in times])
 
-tables = dict(steps=steps_table, seeds=seeds_table, changes=changes_table, folds=folds_table, speed=speed_table)
+tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, speed=speed_table)
+
+def row(name):
+    "What a step's text says of change `name`: difference, seeds that meet the target, Holm's correction."
+    return f'{words(name)}  {summary(name)["met"]:>8}  {"stands" if name in standing() else "no":<6}'
 
 def fill(path):
     "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
     text = path.read_text(encoding='utf-8')
     text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
     number = r'[+-]\d+\.\d+ ± \d+\.\d+'
-    for what,name in changes().items(): text = re.sub(rf'{number}(?=  {re.escape(what)}\n)', words(name), text)
+    for what,name in changes().items(): text = re.sub(rf'{number}.*(?=  {re.escape(what)}\n)', row(name), text)
     for name in parts: text = re.sub(rf'{number}(?=  {re.escape(experiments[name][2])}, on the folds\n)', fold_words(name), text)
+    seeds = ' '.join(f'{mean:.2f}' for mean in late('step3').mean(axis=1))
+    text = re.sub(r'(?<=mean accuracy of each: ).*(?=\.)', seeds, text)
     if path.stem in steps: text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
     return text
 
@@ -175,6 +193,13 @@ def draw_hardest(test, name='step3', n=30):
     plt.savefig(here/'pictures'/'hardest.png', dpi=100)
     plt.close()
 
+def draw_warps(x):
+    "The first eight of the images `x`, and beside each four random warps of it, as step 3 trains on them."
+    set_seed(0)
+    x,warp = TensorImageBW(x[:8].float()/255),RandomWarp(**step3.warp)
+    shown = 1 - torch.stack([x, *[warp(x, split_idx=0) for _ in range(4)], 0*x], 1).as_subclass(torch.Tensor)  # the last one: a gap
+    save_image(F.interpolate(shown.flatten(0, 1), scale_factor=2), here/'pictures'/'warps.png', nrow=12, padding=4, pad_value=1)
+
 def photograph(strokes, seed, paper=215, size=240):
     "A digit as if written with a pen and photographed: lines through points (x, y) from 0 to 1, on shaded paper, with noise."
     image,rng = Image.new('L', (size, size), 255),np.random.default_rng(seed)
@@ -209,4 +234,5 @@ if __name__ == '__main__':
     for step,before in zip(steps, [None, *steps]): draw_step(step, before)
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
+    draw_warps(learn.dls.train_ds.x)
     draw_handwriting(learn)

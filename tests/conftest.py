@@ -23,7 +23,7 @@ def run(tmp_path):
 @pytest.fixture
 def no_pictures(monkeypatch):
     "For tests of a whole run, not of its pictures, which take longer than the training."
-    monkeypatch.setattr('report.pictures', lambda *args: [])
+    monkeypatch.setattr('report.pictures', lambda *args: {})
 
 def write_idx(path, values):
     "Write a uint8 array in the IDX format of MNIST's raw files."
