@@ -226,7 +226,7 @@ def mnist_dls(
     name,train,test = read(data)
     if fold is not None:
         if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
-        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous: the writers differ from fold to fold
+        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous
         train,test = [o[~held] for o in train],[o[held] for o in train]
     train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')

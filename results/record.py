@@ -131,7 +131,7 @@ experiments = {
     'ReLU':            (step3, dict(model=relu), 'ReLU for SiLU, in step 3'),
     'average-pooling': (step3, dict(model=average_pooling), 'plain global average pooling, in step 3'),
     **{f'{name}-{value}': (step3, {name: value}, f'{name} {value} for {vars(step3)[name]}') for name,value in
-       (('wd', .01), ('wd', .3), ('lr', 1e-2), ('lr', 3e-2), ('ema', .996), ('ema', .999))},
+       (('wd', .01), ('wd', .3), ('lr', 5e-3), ('lr', 3e-2), ('ema', .996), ('ema', .999))},
     **{f'{name}-{value}': (step3, dict(warp={**step3.warp, name: value}), f'{name} {value} for {step3.warp[name]}') for name,value in
        (('degrees', 5), ('degrees', 12), ('shift', .8), ('shift', 2), ('shear', .1), ('shear', .3), ('elastic', .6))},
 }
