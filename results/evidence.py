@@ -129,7 +129,7 @@ def changes_table():
 def folds_table():
     rows = []
     for name in experiments:
-        if name in steps or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
+        if name in steps or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
         accuracy = f'{signed(d, 3)} ± {half:.3f}' if len(ratio) == 6 else signed(d, 3)  # of fewer folds an interval says little
         rows.append([experiments[name][2], base(name), f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%', accuracy,

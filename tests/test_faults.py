@@ -1,5 +1,5 @@
 "Nothing lost, nothing silent: interruption, resumption, damage, NaN losses, options that make no sense."
-import os, runpy, shlex, shutil, signal, subprocess, sys, threading
+import os, runpy, shlex, shutil, signal, subprocess, sys
 from pathlib import Path
 
 import pytest
@@ -128,13 +128,6 @@ def test_a_run_leaves_backend_and_figures_as_they_were(monkeypatch):
     assert main(epochs=1) == 0 and (plt.get_backend(), plt.get_fignums()) == before
     plt.switch_backend('agg')
 
-def test_a_run_off_the_main_thread():
-    status = []
-    thread = threading.Thread(target=lambda: status.append(main(epochs=1)))
-    thread.start()
-    thread.join()
-    assert status == [0]
-
 class NaNNet(nn.Sequential):
     "A net whose output is NaN from the given batch on."
     def __init__(self, after): super().__init__(step1.Model_1()); self.left = after
@@ -173,11 +166,14 @@ def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
 
 bad = ['--epochs 0', '--epochs -1', '--epochs 1.5', '--epochs', '--lr 0', '--lr nan', '--lr inf', '--lr -1', '--lr 1e400', '--lr x',
        '--seed -1', '--seed 4294967296', '--data cifar', '--data ~', '--model Model_9', '--model', '--bs 64', '-x', 'word']
-good = {'--help': 0, '--epochs 1 --seed 4294967295 --model Model_1': 0, '--lr 1e30 --epochs 1': 1, '--resume --epochs 1': 1}
+good = {'--help': 0, '--epochs 1 --seed 4294967295 --model Model_1': 0, '--lr 1e30 --epochs 1': 1, '--resume --epochs 1': 1,
+        '--data mnist': 1}
 
 @pytest.mark.parametrize('line', [*bad, *good])
-def test_command_lines(line, monkeypatch, capsys):
+def test_command_lines(line, monkeypatch, capsys, tmp_path):
     "A run, or status 1 with one line on why not, or status 2 with what is wrong; any other exception fails the test."
+    monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'nothing'))
+    monkeypatch.setattr('data.MNIST.mirrors', ['http://127.0.0.1:9/'])
     monkeypatch.setattr(sys, 'argv', ['step3.py', *line.split(), *([] if '--data' in line else ['--data', 'digits'])])
     with pytest.raises(SystemExit) as e: runpy.run_path(project/'step3.py', run_name='__main__')
     said = capsys.readouterr().err.splitlines() + ([e.value.code] if isinstance(e.value.code, str) else [])

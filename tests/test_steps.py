@@ -170,10 +170,6 @@ def test_an_encoding_without_all_characters(monkeypatch, no_pictures):
     monkeypatch.setattr('sys.stdout', io.TextIOWrapper(out, 'ascii', write_through=True))
     assert step1.main(epochs=1, data='digits') == 0 and b'verdict' in out.getvalue() and b'8?26?26' in out.getvalue()
 
-def test_mnist_required(run):
-    done = run('step1.py', '--data', 'mnist')
-    assert done.returncode == 1 and 'cannot be downloaded' in done.stderr and len(done.stderr.splitlines()) == 1
-
 def readme_lines():
     "The lines that the README has a reader type in a REPL."
     block = re.search(r'a notebook\n\n```python\n(.*?)```', (project/'README.md').read_text(encoding='utf-8'), re.S)[1]
