@@ -1,22 +1,22 @@
 """Step 3: augmentation, one cycle of the learning rate, weight decay, the EMA of the weights: to the goal
 
 Target
-    99.40% in each of the last three epochs: the goal of the assignment, with "consistently in the last epochs" taken literally.
-    Step 2 ends at 99.78% of the training images and 99.39% of the test images, with a standard deviation of 0.06 percentage points over
-    its last epochs: generalization is missing, and stable last epochs.
+    99.40% in each of the last three epochs, in every seed: the goal of the assignment, with "consistently in the last epochs" taken
+    literally. Step 2 meets this in 2 of 10 seeds. It ends at 99.75% of the training images and 99.38% of the test images, with a
+    standard deviation of 0.06 percentage points over its last epochs: generalization is missing, and stable last epochs.
 Result
-    recorded: seeds 0 to 4, last 5 of 15 epochs: mean 99.63% ± 0.02 (standard error), lowest 99.55%
+    recorded: seeds 0 to 19, last 5 of 15 epochs: mean 99.62% ± 0.01 (standard error), lowest 99.54%
     this run: {this_run}
 Analysis
     The net is that of step 2 without its dropout; the training is new.
-    Change in accuracy in percentage points with its 95% interval, seeds that meet the target, Holm's correction. Test images, five seeds:
-        +0.24 ± 0.08    5 of 5  stands  all of step 3, against step 2
+    Change in test accuracy in percentage points with its 95% interval over ten seeds, seeds that meet the target, Holm's correction:
+        +0.24 ± 0.04  20 of 20  stands  all of step 3, against step 2
     On the six held-out folds, two seeds, where the parts were decided (results/README.md):
         -0.06 ± 0.04  without EMA, on the folds
         +0.00 ± 0.06  without the elastic distortion, on the folds
     The second interval includes zero. The elastic distortion stays for its held-out loss, lower with it in five folds. A weight decay of
-    0.01 or 0.3 was refused there. What the cycle and the whole augmentation do has no row yet.
-    The gap narrows: 99.79% of the training images are correct after the last epoch, and 99.63% of the test images. Over the last epochs of
+    0.01 or 0.3 was refused there.
+    The gap narrows: 99.79% of the training images are correct after the last epoch, and 99.62% of the test images. Over the last epochs of
     a seed the test accuracy has a standard deviation of 0.02 percentage points.
     Adam and batches of 256 are as in steps 1 and 2; fit_one_cycle also moves beta1, from 0.95 to 0.85 and back.
 """

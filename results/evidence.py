@@ -98,7 +98,7 @@ def decided(name):
     "What the two rules of results/README.md say of `name`: the second of a part left out, the first of all others."
     ratio,d,_,n = on_folds(name)
     whole = len(ratio) == 6 and n >= 12
-    if name in parts: return ('the part stays' if (ratio > 1).sum() >= 5 else 'the part goes') if whole else 'undecided'
+    if name in parts: return ('stays' if (ratio > 1).sum() >= 5 else 'not missed') if whole else 'undecided'
     if (ratio > 1).sum() >= 2 or whole and d <= 0: return 'no'
     return 'taken' if whole else 'undecided'
 
