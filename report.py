@@ -72,10 +72,9 @@ class Checkpoint(Callback):
         if self.done <= len(self.old): return
         smooth,ema = self.recorder.smooth_loss,getattr(self.learn, 'ema', None)
         state = dict(recipe=self.recipe, values=[[float(v) for v in row] for row in self.recorder.values],
-                     smooth=(smooth.count, float(smooth.val)),
                      net=ema.weights if ema else self.model.state_dict(), ema=ema.mean.state_dict() if ema else {},
-                     opt=[dict(o) for o in self.opt.state_dict()['state']], loaders=[dl.rng.getstate() for dl in self.dls],
-                     python=random.getstate(), torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
+                     opt=[dict(o) for o in self.opt.state_dict()['state']], smooth=(smooth.count, float(smooth.val)),
+                     loaders=[dl.rng.getstate() for dl in self.dls], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
         try: write(partial(torch.save, state), self.file)
         except OSError as e: print(f'*** {self.file}: {e.strerror}. Training continues, but --resume will not.', file=sys.stderr)
 
@@ -92,7 +91,6 @@ class Checkpoint(Callback):
         if state['ema']: self.ema.mean.load_state_dict(state['ema'])
         self.opt.load_state_dict({**self.opt.state_dict(), 'state': state['opt']})
         self.recorder.smooth_loss.count,self.recorder.smooth_loss.val = state['smooth'][0],tensor(state['smooth'][1])
-        random.setstate(state['python'])
         torch.set_rng_state(state['torch'].cpu())
         torch.cuda.set_rng_state_all([o.cpu() for o in state['cuda']])
         for dl,rng in zip(self.dls, state['loaders']): dl.rng.setstate(rng)
@@ -106,7 +104,6 @@ class PlainLog(Callback):
         self.progress.run,self.learn.logger = False,self.line
         self.line(self.recorder.metric_names)
     def line(self, values): print(' '.join(f'{o:>14.4f}' if isinstance(o, float) else f'{o:>14}' for o in values), flush=True)
-    def after_fit(self): self.learn.logger = print
 
 
 def curves(rows, target):
@@ -155,21 +152,20 @@ def verdict(rows, target, on_mnist=True):
 def finish(learn, saved, text, target, seconds):
     "Save the run, print its step's Target / Result / Analysis and what was measured, and return the exit status."
     rows,unsaved = history(learn),None
-    device,on_mnist,last = learn.dls.device,not_mnist not in learn.dls.train_ds.name,rows.valid_accuracy[-5:]
+    on_mnist,last = not_mnist not in learn.dls.train_ds.name,rows.valid_accuracy[-5:]
     with learn.no_bar(), learn.no_logging():
         try: save(learn, rows, target, saved.folder)
         except OSError as e: unsaved = f'{e.filename or saved.folder}: {e.strerror}. Only what is listed above was saved; free disk space.'
         clean = learn.validate(dl=clean_train(learn.dls))[1]
     status,words = verdict(rows, target, on_mnist)
     measured = f'last {len(last)} of {len(rows)} epochs: mean {last.mean():.2%}, lowest {last.min():.2%}'
-    where = torch.cuda.get_device_name(device) if device.type == 'cuda' else f'CPU, threads: {torch.get_num_threads()}'
     print(f"""
 {text.strip().format(this_run=measured + ('' if on_mnist else f', on {not_mnist}'))}
 
 This run
     last epochs  {' '.join(f"{a:.2%}" for a in last)} (target {target:.2%})
     train        {clean:.2%} of the training images without augmentation and dropout, after the last epoch
-    time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing; {where}
+    time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing on {learn.dls.device}, {torch.get_num_threads()} CPU threads
     verdict      {words}""")
     if unsaved: raise CliError(unsaved)
     saved.file.unlink(missing_ok=True)  # the run is whole: nothing is left to resume
