@@ -29,6 +29,7 @@ def test_every_number_of_a_step_is_in_its_tables(step):
     text = re.sub(r'.*(Adam|fit_one_cycle).*', '', text)  # hyperparameters
     numbers = set(re.findall(r'[+-]?\d+\.\d+', text))
     assert len(numbers) >= 3 and numbers <= allowed(names) | folds, numbers - allowed(names) - folds
+    assert set(re.findall(r'from epoch (\d+)', text)) <= {evidence.summary(n)['first'] for n in names}
 
 @pytest.mark.parametrize('page', ['README.md', 'results/README.md'])
 def test_every_accuracy_in_prose_is_in_a_table(page):
