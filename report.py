@@ -165,7 +165,7 @@ def finish(learn, saved, text, target, seconds):
 This run
     last epochs  {' '.join(f"{a:.2%}" for a in last)} (target {target:.2%})
     train        {clean:.2%} of the training images without augmentation and dropout, after the last epoch
-    time         {int(seconds//60)} min {seconds%60:.0f} s of training and testing on {learn.dls.device}, {torch.get_num_threads()} CPU threads
+    time         {int(seconds//60)} min {seconds%60:.0f} s to train and test; {learn.dls.device}, {torch.get_num_threads()} CPU threads
     verdict      {words}""")
     if unsaved: raise CliError(unsaved)
     saved.file.unlink(missing_ok=True)  # the run is whole: nothing is left to resume

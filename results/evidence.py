@@ -109,7 +109,8 @@ def steps_table():
     "The steps, and step 3 for fewer epochs or with fewer parameters."
     rows = [(f'[`{s}.py`]({s}.py)', s) for s in steps] + [(f'`step3.py {option(v)}`', v) for v in variants if len(test_runs(v))]
     return markdown(['', 'parameters', 'epochs', 'seeds', 'test accuracy, %', 'lowest', '99.40% from epoch', 'train accuracy, %'],
-                    [[what, k['parameters'], k['epochs'], k['seeds'], f"**{k['mean']}** ± {k['error']}", k['lowest'], k['first'], k['train']]
+                    [[what, *(k[o] for o in ('parameters', 'epochs', 'seeds')), f"**{k['mean']}** ± {k['error']}",
+                      *(k[o] for o in ('lowest', 'first', 'train'))]
                      for what,name in rows for k in [summary(name)]])
 
 def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
@@ -122,7 +123,8 @@ def standing():
 def changes_table():
     "Each change, by step, sorted by its effect."
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
-    return markdown(['change', 'in', 'percentage points', "after Holm's correction", 'target met', 'standard deviation', '99.40% from epoch'],
+    return markdown(['change', 'in', 'percentage points', "after Holm's correction", 'target met', 'standard deviation',
+                     '99.40% from epoch'],
                     [[what, step, words(n, 3), 'stands' if n in standing() else 'no', k['met'], k['sd'], k['first']]
                      for step,_,what,n in rows for k in [summary(n)]])
 

@@ -79,7 +79,8 @@ def uncropped():
     return net
 
 def fewer(*filters):
-    "Candidates for Model_5."
+    """Candidates for Model_5: the smallest with a mean accuracy of 99.34% or more on the six folds (seed 0) is taken. That is 99.40%, plus
+    0.06 for the spread of the last epochs, less the 0.12 that step 3 is lower on the folds. Fixed before the runs."""
     def net(): return Model_2(filters, p=0.)
     return net
 

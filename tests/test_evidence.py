@@ -35,7 +35,7 @@ def test_every_number_of_a_step_is_in_its_tables(step):
 def test_every_accuracy_in_prose_is_in_a_table(page):
     prose = re.sub(r'<!-- table.*?<!-- end -->|```.*?```', '', (project/page).read_text(encoding='utf-8'), flags=re.S)
     on_folds = epochs[(epochs.experiment == 'step3') & (epochs.fold > 0) & (epochs.epoch > 10)].valid_accuracy.mean()
-    assert set(re.findall(r'\d\d\.\d\d(?=%)', prose)) <= allowed(runs[runs.fold == 0].experiment.unique()) | {f'{on_folds:.2%}'[:-1], '99.34'}
+    assert set(re.findall(r'\d\d\.\d\d(?=%)', prose)) <= allowed(runs[runs.fold == 0].experiment.unique()) | {f'{on_folds:.2%}'[:-1]}
 
 def test_numbers_of_the_nets_in_the_texts():
     kernel = max(row[2] for row in layers(Model_1()))
