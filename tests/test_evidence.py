@@ -108,6 +108,10 @@ def test_learning_rates_are_read_off_lr_find():
     found = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median()
     for step in ('step1', 'step2'): assert found.valley[step] < steps[step].lr == step1.lr < found.slide[step]
     assert found.valley.step3 < found.minimum.step3 < step3.lr < found.steep.step3
+    text = (evidence.here/'README.md').read_text(encoding='utf-8')
+    assert f'`valley` is {found.valley.step3:.4f}' in text and f'`minimum`, {found.minimum.step3:.4f}' in text
+    ratio,*_,n = evidence.on_folds('lr-0.005')
+    assert n == 2 and (ratio > 1).all()  # "in both folds"
 
 class Epochs(Callback):
     "Ends a fit after three epochs, the schedule being that of the whole."
