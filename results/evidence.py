@@ -6,7 +6,7 @@ The accuracy of a run is the mean over its last five epochs, never its best epoc
 """
 import re
 
-from record import experiments, here, parts, step1, step2, step3
+from record import experiments, here, parts, step3
 from data import RandomWarp, mnist_form
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.vision.all import TensorImageBW, set_seed
@@ -17,7 +17,6 @@ from torchvision.utils import save_image
 
 project = here.parent
 steps = ['step1', 'step2', 'step3']
-modules = dict(step1=step1, step2=step2, step3=step3)
 variants = ['step3-8epochs', 'step3-4epochs', 'step3-3epochs', 'step3-Model_4', 'step3-Model_5']
 texts = [project/f'{step}.py' for step in steps] + [project/'README.md', here/'README.md']
 epochs,runs = (pd.read_csv(here/f'{name}.csv') for name in ('epochs', 'runs'))
@@ -43,7 +42,7 @@ def wrong(name):
 
 def met(name, target=None):
     "How many seeds of `name` meet the target of its step (or `target`, a fraction) in each of the last three epochs."
-    return int((late(name, 3).min(axis=1) >= 100*(target or modules[experiments[name][0].__name__].target)).sum())
+    return int((late(name, 3).min(axis=1) >= 100*(target or experiments[name][0].target)).sum())
 
 def summary(name):
     "All numbers of experiment `name` that a text may give, as it gives them; of the last five epochs where nothing else is said."
@@ -122,10 +121,11 @@ def standing():
 
 def changes_table():
     "Each change, by step, sorted by its effect."
+    stands = standing()
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
     return markdown(['change', 'in', 'percentage points', "after Holm's correction", 'target met', 'standard deviation',
                      '99.40% from epoch'],
-                    [[what, step, words(n, 3), 'stands' if n in standing() else 'no', k['met'], k['sd'], k['first']]
+                    [[what, step, words(n, 3), 'stands' if n in stands else 'no', k['met'], k['sd'], k['first']]
                      for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
@@ -155,7 +155,7 @@ def fill(path):
     text = path.read_text(encoding='utf-8')
     text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
     number = r'[+-]\d+\.\d+ ± \d+\.\d+'
-    for what,name in changes().items(): text = re.sub(rf'{number}.*(?=  {re.escape(what)}\n)', row(name), text)
+    for what,name in changes().items(): text = re.sub(rf'{number}.*(?=  {re.escape(what)}\n)', lambda _: row(name), text)
     for name in parts: text = re.sub(rf'{number}(?=  {re.escape(experiments[name][2])}, on the folds\n)', fold_words(name), text)
     seeds = ' '.join(f'{mean:.2f}' for mean in late('step3').mean(axis=1))
     text = re.sub(r'(?<=mean accuracy of each: ).*(?=\.)', seeds, text)

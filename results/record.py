@@ -95,7 +95,7 @@ def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
     learn.fit(epochs, lr, cbs=cbs)
     return learn
 
-step3_constant = SimpleNamespace(__name__='step3', learner=step3.learner, train=constant)
+step3_constant = SimpleNamespace(__name__='step3', target=step3.target, learner=step3.learner, train=constant)
 still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
 # Each experiment: the step, what is changed in it (arguments of its `train`), and the change in words.
