@@ -108,8 +108,8 @@ experiments = {
     'step3-3epochs': (step3, dict(epochs=3), ''),
     'step3-Model_4': (step3, dict(model=Model_4), ''),
     'step3-Model_5': (step3, dict(model=Model_5), ''),
-    **{f'step3-{n}': (step3, dict(model=fewer(*filters)), '') for n,*filters in ((2684, 2, 2, 3, 4, 4, 4), (2392, 2, 2, 3, 4, 4, 3),
-                                                                                  (2132, 2, 2, 3, 3, 4, 3))},
+    **{f'step3-{n}': (step3, dict(model=fewer(*filters)), '') for n,*filters in
+       ((2908, 2, 2, 4, 4, 4, 4), (2684, 2, 2, 3, 4, 4, 4), (2616, 2, 2, 4, 4, 4, 3), (2392, 2, 2, 3, 4, 4, 3), (2132, 2, 2, 3, 3, 4, 3))},
     'step1-without-batch-norm': (step1, dict(model=no_batch_norm), 'without batch norm'),
     'step1-half-channels':      (step1, dict(model=half_channels), 'half the channels'),
     'step1-twice-channels':     (step1, dict(model=twice_channels), 'twice the channels'),
