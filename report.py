@@ -1,7 +1,6 @@
 "What the steps share: the stop at a NaN loss, checkpoints, what a run saves and prints."
 import io, sys
-
-from data import clean_train, mnist_root, not_mnist  # first: it silences a warning of fastai's import
+from data import clean_train, not_mnist  # first: it silences a warning of fastai's import
 from fastai.vision.all import *
 from fastcore.script import CliError
 
@@ -21,7 +20,6 @@ class StopAtNaN(Callback):
         if not self.loss.isfinite().all(): raise FloatingPointError(
             f'Stopped in {where}: the loss is {self.loss.mean().item()}. A lower learning rate may help.')
 
-
 def history(learn):
     "The last fit of `learn`, a row per epoch, from 1: losses and accuracies (fractions), of training as the net trains and of validation."
     names = learn.recorder.metric_names[1:-1]  # without epoch and time
@@ -40,14 +38,10 @@ def write(make, path):
 
 class Checkpoint(Callback):
     """Saves after each epoch all that a run needs to continue, and with `resume` continues: bit-identical to a run never interrupted.
-
-    `options` are those of the command line that make the run what it is: a checkpoint of another run is refused.
-    """
+    `options` are those of the command line that make the run what it is: a checkpoint of another run is refused."""
     order = Recorder.order + 1
-    done = 0  # whole epochs so far
-
+    done,old = 0,[]  # whole epochs so far; the values of those in the checkpoint
     def __init__(self, step, resume, **options): self.step,self.resume,self.options = step,resume,options
-
     def before_fit(self):
         train,valid = self.dls.train_ds,self.dls.valid_ds
         self.folder = Path('runs')/self.step/('not-MNIST' if not_mnist in train.name else '')
@@ -57,27 +51,23 @@ class Checkpoint(Callback):
         try: self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise CliError(f'{self.folder}: {e.strerror}. Nothing was trained, since nothing could be saved.') from None
         print(f'{self.options["model"]}: {train.name} ({len(train):,} images), {valid.name} ({len(valid):,})', flush=True)
-        self.old = self.load() if self.resume else []
-        if not self.resume and self.file.exists():
-            print(f'*** Starting anew; the interrupted run in {self.file}, which --resume would continue, will be lost.', file=sys.stderr)
-
+        if self.resume: self.old = self.load()
+        elif self.file.exists(): print(f'*** Starting anew; {self.file}, which --resume would continue, will be lost.', file=sys.stderr)
     def before_epoch(self):
         self.recorder.log[0] = self.epoch+1  # fastai counts from 0
         if self.epoch < len(self.old):
             self.recorder.log += L(self.old[self.epoch])
             raise CancelEpochException
-
     def after_epoch(self):
         self.done = self.epoch+1
         if self.done <= len(self.old): return
         smooth,ema = self.recorder.smooth_loss,getattr(self.learn, 'ema', None)
-        state = dict(recipe=self.recipe, values=[[float(v) for v in row] for row in self.recorder.values],
+        state = dict(recipe=self.recipe, values=history(self.learn).values.tolist(),
                      net=ema.weights if ema else self.model.state_dict(), ema=ema.mean.state_dict() if ema else {},
                      opt=[dict(o) for o in self.opt.state_dict()['state']], smooth=(smooth.count, float(smooth.val)),
                      loaders=[dl.rng.getstate() for dl in self.dls], torch=torch.get_rng_state(), cuda=torch.cuda.get_rng_state_all())
         try: write(partial(torch.save, state), self.file)
         except OSError as e: print(f'*** {self.file}: {e.strerror}. Training continues, but --resume will not.', file=sys.stderr)
-
     def load(self):
         "Put the state of the checkpoint in place, and return the values of its epochs."
         try: state = torch.load(self.file, weights_only=True, map_location=self.dls.device)  # never runs code that a file contains
@@ -105,7 +95,6 @@ class PlainLog(Callback):
         self.line(self.recorder.metric_names)
     def line(self, values): print(' '.join(f'{o:>14.4f}' if isinstance(o, float) else f'{o:>14}' for o in values), flush=True)
 
-
 def curves(rows, target):
     "Loss and accuracy per epoch, of training as the net trains and of validation, with the target."
     _,(loss,accuracy) = plt.subplots(1, 2, figsize=(11, 4.5))
@@ -126,20 +115,15 @@ def save(learn, rows, target, folder):
     "Save history, weights and pictures of a trained `learn` into `folder`, and list them."
     def saved(make, name):
         write(make, folder/name)
-        print(f'  {folder/name}')
-    print('saved')
+        print(f'saved {folder/name}')
     saved(rows.to_csv, 'history.csv')
     saved(partial(torch.save, learn.model.state_dict()), 'weights.pth')
-    was = plt.get_backend()
-    plt.switch_backend('agg')  # no windows
-    try:
+    with plt.ioff():  # no windows
         for name,draw in pictures(learn, rows, target).items():
             draw()
             plt.tight_layout()
             saved(partial(plt.savefig, format='png', dpi=100), f'{name}.png')
             plt.close()
-    finally: plt.switch_backend(was)
-
 
 def verdict(rows, target, on_mnist=True):
     "(exit status, words): 0 when each of the last `n_late` epochs reached `target`, or when the run is not judged; else 1."
@@ -177,8 +161,7 @@ def run(step, train, target, text, resume, **options):  # epochs, lr, seed, mode
         if hasattr(stream, 'reconfigure'): stream.reconfigure(errors='replace')
     epochs,lr,seed,model,data = options.values()
     for option,ok,wanted in (('epochs', epochs >= 1, '1 or more'), ('lr', 0 < lr < math.inf, 'a positive number'),
-                             ('seed', 0 <= seed < 2**32, '0 or more, below 2**32'), ('model', model in nets, ', '.join(nets)),
-                             ('data', data == 'digits' or mnist_root(data), 'auto, mnist, digits or a folder that holds MNIST/raw')):
+                             ('seed', 0 <= seed < 2**32, '0 or more, below 2**32'), ('model', model in nets, ', '.join(nets))):
         if not ok:
             print(f'{step}.py: error: argument --{option}: {options[option]!r} is not {wanted}', file=sys.stderr)
             return 2

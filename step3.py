@@ -67,7 +67,9 @@ class EMA(Callback):
         if not self.mean: return  # `learn.validate()` after a fit
         self.weights = deepcopy(self.model.state_dict())
         self.model.load_state_dict(self.mean.module.state_dict())
-    def after_fit(self): self.mean = self.weights = None
+    def after_fit(self):
+        self.before_validate()  # a resumed run may have had no epoch left
+        self.mean = self.weights = None
 
 
 def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=False, **kwargs):

@@ -8,7 +8,7 @@ from fastai.vision.all import plt
 from fastcore.script import CliError
 from torch import nn
 
-import report, step1
+import report, step1, step3
 from conftest import offline, project
 
 pictures = report.pictures  # before `no_pictures` takes it away
@@ -19,44 +19,36 @@ def elsewhere(tmp_path, monkeypatch, no_pictures): monkeypatch.chdir(tmp_path)
 
 # Trains whole, then again with kills, each time resumed, and compares. It imports once and forks, so that a try takes no seconds.
 killing = '''
-import os, random, signal, sys, time
+import os, random, shutil, signal, sys, time
 from pathlib import Path
 import report, step3
 random.seed(0)
 folder = Path('runs/step3/not-MNIST')
-checkpoint,aside = folder/'checkpoint.pth',folder/'.checkpoint.pth'
-report.pictures = lambda *args: {}
+checkpoint,write = folder/'checkpoint.pth',Path.write_bytes
+def slowly(path, data): write(path, data[:len(data)//2]), time.sleep(.2), write(path, data)
+Path.write_bytes,report.pictures = slowly,lambda *args: {}
 
-def slowly(path, data):
-    with open(path, 'wb') as f: f.write(data[:len(data)//2]), f.flush(), time.sleep(.2), f.write(data[len(data)//2:])
-def start(slow=False):
+def run(seconds=None):
+    "The command in another process, killed after `seconds`: its exit status."
     pid = os.fork()
-    if pid: return pid
-    sys.stdout = open(os.devnull, 'w')
-    if slow: Path.write_bytes = slowly
-    try: os._exit(step3.main(epochs=4, data='digits', resume=checkpoint.exists()))
-    finally: os._exit(99)
-def status(pid): return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    if not pid:
+        sys.stdout = open(os.devnull, 'w')
+        try: os._exit(step3.main(epochs=4, data='digits', resume=checkpoint.exists()))
+        finally: os._exit(99)
+    if seconds: time.sleep(seconds), os.kill(pid, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 def result(): return sorted(os.listdir(folder)), (folder/'history.csv').read_text(), (folder/'weights.pth').read_bytes()
-def empty():
-    for f in folder.iterdir(): f.unlink()
 
-assert status(start()) == 0
+assert run() == 0
 whole = result()
-empty()
+shutil.rmtree(folder)
 kills = writing = 0
-while kills < 10 or not checkpoint.exists():  # so that the last run is a resumed one, too
-    slow = kills % 2 == 1  # every other kill: while a checkpoint is being written
-    pid,end = start(slow),time.time() + random.uniform(.1, 1.5)
-    def over(): return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    while (time.time() < end or slow and not aside.exists()) and not over(): time.sleep(.005)
-    writing += aside.exists()
-    os.kill(pid, signal.SIGKILL)
-    code = status(pid)
-    kills += code == -9
+while kills < 10 or not writing or not checkpoint.exists():  # so that the last run is a resumed one, too
+    code = run(random.uniform(.1, 2))
+    kills,writing = kills + (code == -9),writing + (folder/'.checkpoint.pth').exists()
     assert code == -9 or code == 0 and result() == whole, code
-    if (folder/'history.csv').exists(): empty()  # too late for a kill: begin anew
-assert status(start()) == 0 and result() == whole and writing
+    if code == 0: shutil.rmtree(folder)
+assert run() == 0 and result() == whole
 '''
 
 @posix
@@ -83,6 +75,15 @@ def interrupted(tmp_path, monkeypatch, capsys):
 
 def test_resume_continues(interrupted, capsys):
     assert main(resume=True) == 0 and not interrupted.exists() and 'this run: last 2 of 2 epochs' in capsys.readouterr().out
+
+def test_a_run_interrupted_in_its_last_lines_resumes_to_the_ema(tmp_path, monkeypatch):
+    def save(*args): raise KeyboardInterrupt
+    with monkeypatch.context() as m:
+        m.setattr(report, 'save', save)
+        assert step3.main(epochs=2, data='digits') == 130
+    assert step3.main(epochs=2, data='digits', resume=True) == 0
+    saved,whole = torch.load(tmp_path/'runs/step3/not-MNIST/weights.pth'),step3.train(epochs=2, data='digits').model.state_dict()
+    assert all(torch.equal(saved[k], v) for k,v in whole.items())
 
 def test_a_new_run_says_what_it_will_overwrite(interrupted, capsys): assert main() == 0 and 'Starting anew' in capsys.readouterr().err
 
@@ -165,9 +166,9 @@ def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
     assert 'Nothing was trained' in main() and 'train_loss' not in capsys.readouterr().out
 
 bad = ['--epochs 0', '--epochs -1', '--epochs 1.5', '--epochs', '--lr 0', '--lr nan', '--lr inf', '--lr -1', '--lr 1e400', '--lr x',
-       '--seed -1', '--seed 4294967296', '--data cifar', '--data ~', '--model Model_9', '--model', '--bs 64', '-x', 'word']
+       '--seed -1', '--seed 4294967296', '--model Model_9', '--model', '--bs 64', '-x', 'word']
 good = {'--help': 0, '--epochs 1 --seed 4294967295 --model Model_1': 0, '--lr 1e30 --epochs 1': 1, '--resume --epochs 1': 1,
-        '--data mnist': 1}
+        '--data mnist': 1, '--data cifar': 1, '--data ~': 1}
 
 @pytest.mark.parametrize('line', [*bad, *good])
 def test_command_lines(line, monkeypatch, capsys, tmp_path):

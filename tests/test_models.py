@@ -17,8 +17,9 @@ def test_fewer_than_8000_parameters(net, n): assert sum(p.numel() for p in net()
 def test_logits_and_gradients_for_any_batch(net, n):
     net = net()
     y = net(torch.randn(n, 1, 28, 28))  # in training mode, as graders call it
-    y.sum().backward()
-    assert y.shape == (n, 10) and net.eval()(torch.randn(n, 1, 28, 28)).shape == (n, 10)
+    F.cross_entropy(y, torch.arange(n)).backward()
+    assert y.shape == (n, 10) and all(p.grad.abs().max() > 0 for p in net.parameters())
+    assert net.eval()(torch.randn(n, 1, 28, 28)).shape == (n, 10)
 
 @pytest.mark.parametrize('net', nets)
 def test_other_images_are_refused_and_a_slice_gives_the_features(net):
@@ -27,23 +28,6 @@ def test_other_images_are_refused_and_a_slice_gives_the_features(net):
         with pytest.raises(ValueError, match=r'^Model_\d takes images \(n, 1, 28, 28\), not \(.*\)\.$'): net(torch.zeros(shape))
     x = torch.randn(3, 1, 28, 28)
     assert type(net[:-1]) is nn.Sequential and torch.equal(net[-1](net[:-1](x)), net(x))
-
-@pytest.mark.parametrize('net', nets)
-def test_gradients_reach_every_parameter(net):
-    net = net()
-    F.cross_entropy(net(torch.randn(32, 1, 28, 28)), torch.arange(32) % 10).backward()
-    for name,p in net.named_parameters(): assert p.grad is not None and p.grad.abs().max() > 0, name
-
-def test_dropout_is_all_that_sets_model_2_and_3_apart():
-    nets = []
-    for net in (Model_2, Model_3):
-        torch.manual_seed(0)
-        nets.append(net())
-    with_dropout,without = ([m for m in net.modules() if not list(m.children())] for net in nets)
-    assert [str(m) for m in with_dropout if not isinstance(m, nn.Dropout)] == [str(m) for m in without]
-    assert [m.p for m in with_dropout if isinstance(m, nn.Dropout)] == [.05]*6
-    x = torch.randn(5, 1, 28, 28)
-    assert torch.equal(*(net.eval()(x) for net in nets)) and not torch.allclose(*(net.train()(x) for net in nets))
 
 def rotated(x): return x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2).rot90(1, (2, 3))
 

@@ -6,7 +6,6 @@ import pandas as pd
 import pytest
 import torch
 from fastai.vision.all import Callback, SaveModelCallback, hook_output
-from fastcore.script import anno_parser
 
 import data, report, step1, step2, step3
 from conftest import offline, project
@@ -57,34 +56,27 @@ def with_table():
     net.register_buffer('index', torch.arange(9).flip(0))
     return net
 
-def test_ema_is_validated_and_left_in_the_net_at_the_end():
+@pytest.mark.parametrize('decay', [step3.ema, 0])
+def test_ema_is_validated_and_left_in_the_net_at_the_end(decay):
+    "With a decay of 0 these are the training weights."
+    def is_mean(): return torch.allclose(weights(watch.model), watch.mean, atol=1e-5)
     class Watch(Callback):
         "Computes the average by hand, and compares."
         order,mean,n,seen = 1000,None,0,0
+        def before_batch(self):
+            if self.training and self.n and not self.iter: assert is_mean() == (not decay)  # training goes on from its own weights
         def after_batch(self):
             if not self.training: return
-            now,keep = weights(self.model),min(step3.ema, (1+self.n)/(10+self.n))
+            now,keep = weights(self.model),min(decay, (1+self.n)/(10+self.n))
             self.mean,self.n = now if self.mean is None else keep*self.mean + (1-keep)*now,self.n+1
         def after_pred(self):
-            if self.training: self.raw = weights(self.model)
-            else:
-                assert torch.allclose(weights(self.model), self.mean, atol=1e-5)
+            if not self.training:
+                assert is_mean()
                 self.seen += 1
-        def before_batch(self):
-            if self.training and self.n and not self.iter: assert not torch.allclose(weights(self.model), self.mean, atol=1e-5)
     watch = Watch()
-    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table)
-    assert watch.seen == 10*2 and torch.allclose(weights(learn.model), watch.mean, atol=1e-5)
-    assert not torch.allclose(watch.raw, watch.mean, atol=1e-5) and torch.equal(learn.model.index, torch.arange(9).flip(0))
-
-def test_without_ema_the_training_weights_are_validated():
-    class Watch(Callback):
-        def after_train(self): self.now = weights(self.model)
-        def before_validate(self): self.same = torch.equal(weights(self.model), self.now)
-    watch = Watch()
-    watch.order = 1000
-    step3.train(epochs=2, data='digits', ema=0, cbs=watch)
-    assert watch.same
+    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table, ema=decay)
+    watch.learn = learn
+    assert watch.seen == 10*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
 
 def test_an_interrupted_validation_leaves_the_training_weights():
     "The next fit starts from them, with the module that was there."
@@ -158,12 +150,6 @@ def test_command_line(run, tmp_path):
 def test_command(step, tmp_path, capsys):
     assert steps[step].main(epochs=2, data='digits', seed=1) == 0
     check_run(step, capsys.readouterr().out, tmp_path/'runs'/step/'not-MNIST')
-
-@every_step
-def test_help(step):
-    text = anno_parser(steps[step].main).format_help()
-    assert all(f'--{o}' in text for o in ('epochs', 'lr', 'seed', 'data', 'resume'))
-    assert f'(default: {step_nets[step].__name__})' in text
 
 def test_an_encoding_without_all_characters(monkeypatch, no_pictures):
     out = io.BytesIO()
