@@ -9,7 +9,7 @@ import re
 from record import experiments, here, parts, step3
 from data import RandomWarp, mnist_form
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastai.vision.all import TensorImageBW, set_seed
+from fastai.vision.all import TensorImageBW, set_seed, show_images
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import stats
 from torch.nn import functional as F
@@ -157,8 +157,6 @@ def fill(path):
     number = r'[+-]\d+\.\d+ ± \d+\.\d+'
     for what,name in changes().items(): text = re.sub(rf'{number}.*(?=  {re.escape(what)}\n)', lambda _: row(name), text)
     for name in parts: text = re.sub(rf'{number}(?=  {re.escape(experiments[name][2])}, on the folds\n)', fold_words(name), text)
-    seeds = ' '.join(f'{mean:.2f}' for mean in late('step3').mean(axis=1))
-    text = re.sub(r'(?<=mean accuracy of each: ).*(?=\.)', seeds, text)
     if path.stem in steps: text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
     return text
 
@@ -166,6 +164,11 @@ def result(step):
     k,seeds = summary(step),late(step).index
     return f"seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['error']} (standard error), lowest {k['lowest']}%"
 
+
+def save(name):
+    plt.tight_layout()
+    plt.savefig(here/'pictures'/f'{name}.png', dpi=100)
+    plt.close()
 
 def draw_step(step, before=None):
     "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
@@ -176,24 +179,17 @@ def draw_step(step, before=None):
     if before: ax.plot(late(before, 99).mean(), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
     ax.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
     ax.legend(*([o[len(test.columns):] for o in ax.get_legend_handles_labels()]), loc='lower right', fontsize=9)
-    plt.tight_layout()
-    plt.savefig(here/'pictures'/f'{step}.png', dpi=100)
-    plt.close()
+    save(step)
 
 def draw_hardest(test, name='step3', n=30):
     "The images of `test` that most seeds of `name` get wrong."
-    found = wrong(name)
-    taken = pd.DataFrame([(image, digit) for seed in found for image,digit in seed.items()], columns=['image', 'digit'])
-    _,axes = plt.subplots(3, n//3, figsize=(13, 5.4))
-    for image,ax in zip(taken.image.value_counts().index[:n], axes.flat):
-        digits = taken[taken.image == image].digit.value_counts()
-        ax.imshow(test.x[image, 0].cpu(), cmap='gray_r')
-        ax.set_title(f'label {test.y[image]}\n' + ', '.join(f'{d} ({c})' for d,c in digits.items()), fontsize=9)
-        ax.axis('off')
-    plt.suptitle(f'The test images that most of the {len(found)} seeds of {name} get wrong: what they are taken for (by how many seeds)')
-    plt.tight_layout()
-    plt.savefig(here/'pictures'/'hardest.png', dpi=100)
-    plt.close()
+    taken = pd.DataFrame([o for seed in wrong(name) for o in seed.items()], columns=['image', 'digit'])
+    worst = taken.image.value_counts().index[:n]
+    digits = [taken[taken.image == i].digit.value_counts().items() for i in worst]
+    titles = [f'label {test.y[i]}\n' + ', '.join(f'{d} ({c})' for d,c in o) for i,o in zip(worst, digits)]
+    show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4),
+                suptitle='The test images that most seeds of step 3 get wrong: what they are taken for (by how many seeds)')
+    save('hardest')
 
 def draw_warps(x):
     "The first eight of the images `x`, and beside each four random warps of it, as step 3 trains on them."
@@ -216,24 +212,20 @@ def draw_handwriting(learn):
     written = [[[(.3, .3), (.65, .28), (.45, .75)], [(.4, .53), (.62, .5)]], [arc + [(.33, .75), (.72, .74)]],
                [[(.45, .25), (.36, .55), (.68, .53)], [(.6, .38), (.57, .78)]]]
     photos = [photograph(o, seed) for seed,o in enumerate(written)]
-    _,axes = plt.subplots(2, 3, figsize=(6, 4.4))
-    with learn.no_bar(), learn.no_logging():
-        for photo,(above,below) in zip(photos, axes.T):
-            digit,i,p = learn.predict(photo)
-            above.imshow(photo, cmap='gray', vmin=0, vmax=255)
-            below.imshow(mnist_form(photo), cmap='gray')
-            below.set_title(f'"{digit}", probability {p[i]:.3f}', fontsize=10)
-    for ax in axes.flat: ax.axis('off')
-    axes[0, 0].set_title('drawn by program as if photographed; what the net sees', loc='left', fontsize=10)
-    plt.tight_layout()
-    plt.savefig(here/'pictures'/'handwriting.png', dpi=100)
-    plt.close()
+    with learn.no_bar(), learn.no_logging(): said = [learn.predict(o) for o in photos]
+    titles = [None]*3 + [f'"{digit}", probability {p[i]:.3f}' for digit,i,p in said]
+    show_images([*photos, *map(mnist_form, photos)], 2, titles=titles, figsize=(6, 4.4),
+                suptitle='Above: drawn by a program, as if photographed; below: what the net sees')
+    save('handwriting')
 
 
 if __name__ == '__main__':
     plt.switch_backend('agg')
     for path in texts: path.write_text(fill(path), encoding='utf-8')
     for step,before in zip(steps, [None, *steps]): draw_step(step, before)
+    plt.rc('axes', titlesize=9)
+    plt.rc('figure', titlesize=11)
+    plt.rc('image', cmap='gray')
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
     draw_warps(learn.dls.train_ds.x)

