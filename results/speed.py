@@ -2,7 +2,7 @@
 
 Writes results/speed.csv, a row per round, in seconds. MNIST is in $MNIST_ROOT.
 """
-import contextlib, io, os, sys, time
+import contextlib, io, os, subprocess, sys, tempfile, time
 from functools import partial
 
 from record import here, plain_filters, uncropped
@@ -53,6 +53,12 @@ def usual(learn, bs=128):
     net = type(learn.model)()
     return partial(loop, net, torch.optim.Adam(net.parameters(), step3.lr), DataLoader(train, bs, shuffle=True), DataLoader(test, bs))
 
+def command(epochs):
+    "The whole command from process start, with its pictures, in an empty folder."
+    line = [sys.executable, here.parent/'step3.py', '--data', 'mnist', '--epochs', str(epochs)]
+    with tempfile.TemporaryDirectory() as folder: done = subprocess.run(line, cwd=folder, capture_output=True, text=True)
+    if 'verdict' not in done.stdout: sys.exit(done.stderr)
+
 def ways():
     "name -> function that trains and tests for an epoch."
     learn,one = (step3.learner(data='mnist') for _ in range(2))
@@ -64,7 +70,7 @@ def ways():
         torch.set_num_threads(was)
     return {'step3.py': partial(fit, learn), 'the same in a bare PyTorch loop': bare(one), 'on one thread': partial(fit, one, 1),
             'with ordinary convolutions': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
-            'the same net in the usual way': usual(one)}
+            'the same net in the usual way': usual(one), 'all of `step3.py --epochs 4`': partial(command, 4)}
 
 if __name__ == '__main__':
     found,rounds = ways(),int(sys.argv[1]) if len(sys.argv) > 1 else 5
