@@ -80,7 +80,8 @@ def uncropped():
 
 def fewer(*filters):
     """Candidates for Model_5: the smallest with a mean accuracy of 99.34% or more on the six folds (seed 0) is taken. That is 99.40%, plus
-    0.06 for the spread of the last epochs, less the 0.12 that step 3 is lower on the folds. Fixed before the runs."""
+    0.06 for the spread of the last epochs, less the 0.12 that step 3 is lower on the folds. Fixed before the runs; 2,908 and 2,616 were
+    added when 2,684 had failed."""
     def net(): return Model_2(filters, p=0.)
     return net
 
@@ -109,7 +110,7 @@ experiments = {
     'step3-Model_4': (step3, dict(model=Model_4), ''),
     'step3-Model_5': (step3, dict(model=Model_5), ''),
     **{f'step3-{n}': (step3, dict(model=fewer(*filters)), '') for n,*filters in
-       ((2908, 2, 2, 4, 4, 4, 4), (2684, 2, 2, 3, 4, 4, 4), (2616, 2, 2, 4, 4, 4, 3), (2392, 2, 2, 3, 4, 4, 3), (2132, 2, 2, 3, 3, 4, 3))},
+       ((2908, 2, 2, 4, 4, 4, 4), (2684, 2, 2, 3, 4, 4, 4), (2616, 2, 2, 4, 4, 4, 3), (2392, 2, 2, 3, 4, 4, 3))},
     'step1-without-batch-norm': (step1, dict(model=no_batch_norm), 'without batch norm'),
     'step1-half-channels':      (step1, dict(model=half_channels), 'half the channels'),
     'step1-twice-channels':     (step1, dict(model=twice_channels), 'twice the channels'),
@@ -133,9 +134,7 @@ experiments = {
     'ReLU':            (step3, dict(model=relu), 'ReLU for SiLU, in step 3'),
     'average-pooling': (step3, dict(model=average_pooling), 'plain global average pooling, in step 3'),
     **{f'{name}-{value}': (step3, {name: value}, f'{name} {value} for {vars(step3)[name]}') for name,value in
-       (('wd', .01), ('wd', .3), ('lr', 5e-3), ('lr', 3e-2), ('ema', .996), ('ema', .999))},
-    **{f'{name}-{value}': (step3, dict(warp={**step3.warp, name: value}), f'{name} {value} for {step3.warp[name]}') for name,value in
-       (('degrees', 5), ('degrees', 12), ('shift', .8), ('shift', 2), ('shear', .1), ('shear', .3), ('elastic', .6))},
+       (('wd', .01), ('wd', .3), ('lr', 5e-3), ('lr', 3e-2))},
 }
 # Parts that cost code, left out: the second rule of README.md is for these.
 parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-crop', 'ReLU', 'average-pooling']
