@@ -1,6 +1,8 @@
 "The data: what a batch holds, what is never touched, and files that are missing or damaged."
-import gzip, hashlib, http.server, threading
+import gzip, hashlib, shutil, socket, threading
 from collections import Counter
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -135,27 +137,17 @@ def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_the_root(root, tmp_p
 
 @pytest.fixture
 def mirror(root, tmp_path, monkeypatch):
-    "A mirror of `root` on the loopback address that serves it whole, or as `mirror.serve(name, wfile)` says."
-    packed = {f'{f}.gz': gzip.compress((root/'MNIST'/'raw'/f).read_bytes()) for f in raw_files}
-    class Mirror(http.server.BaseHTTPRequestHandler):
+    "The folder that a mirror on the loopback address serves, with the packed files of `root`."
+    folder = tmp_path/'mirror'
+    folder.mkdir()
+    for name in raw_files: (folder/f'{name}.gz').write_bytes(gzip.compress((root/'MNIST'/'raw'/name).read_bytes()))
+    class Handler(SimpleHTTPRequestHandler):
         def log_message(self, *args): pass
-        def do_HEAD(self): self.do_GET()
-        def do_GET(self):
-            name = self.path.strip('/')
-            body = server.replaced.get(name, packed[name])
-            if server.silent.is_set(): return server.leave.wait(30)
-            self.send_response(200)
-            self.send_header('Content-Length', str(len(body)))
-            self.end_headers()
-            if self.command == 'GET': self.wfile.write(body)
-    with http.server.ThreadingHTTPServer(('127.0.0.1', 0), Mirror) as server:
-        server.replaced,server.silent,server.leave = {},threading.Event(),threading.Event()
+    with ThreadingHTTPServer(('127.0.0.1', 0), partial(Handler, directory=folder)) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         monkeypatch.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{server.server_port}/'])
-        monkeypatch.setattr(data.MNIST, 'resources', [(f, hashlib.md5(b).hexdigest()) for f,b in packed.items()])
-        server.packed = packed
-        yield server
-        server.leave.set()
+        monkeypatch.setattr(data.MNIST, 'resources', [(f.name, hashlib.md5(f.read_bytes()).hexdigest()) for f in folder.iterdir()])
+        yield folder
         server.shutdown()
 
 def test_missing_files_are_downloaded(root, mirror, tmp_path, monkeypatch):
@@ -164,9 +156,7 @@ def test_missing_files_are_downloaded(root, mirror, tmp_path, monkeypatch):
 
 def test_packed_files_are_unpacked_without_network(root, mirror, monkeypatch):
     raw = root/'MNIST'/'raw'
-    for name,packed in mirror.packed.items():
-        (raw/name).write_bytes(packed)
-        (raw/name[:-3]).unlink()
+    for name in raw_files: (raw/name).unlink(), shutil.copy(mirror/f'{name}.gz', raw)
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     assert len(mnist_dls(root).train_ds) == 1200
 
@@ -174,13 +164,15 @@ def test_packed_files_are_unpacked_without_network(root, mirror, monkeypatch):
 def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     monkeypatch.setattr(data, 'timeout', .5)
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'new'))
-    if fault == 'html': mirror.replaced[f'{raw_files[1]}.gz'] = b'<html>Please log in</html>'
-    else: mirror.silent.set()
-    with pytest.raises(CliError, match='cannot be downloaded.*--data') as e: mnist_dls('mnist')
-    assert len(str(e.value).splitlines()) == 1
-    assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
-    mirror.replaced = {}
-    mirror.silent.clear()
+    path = mirror/f'{raw_files[1]}.gz'
+    good = path.read_bytes()
+    with socket.create_server(('127.0.0.1', 0)) as silent, monkeypatch.context() as m:
+        if fault == 'html': path.write_text('<html>Please log in</html>')
+        else: m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
+        with pytest.raises(CliError, match='cannot be downloaded.*--data') as e: mnist_dls('mnist')
+        assert len(str(e.value).splitlines()) == 1
+        assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
+    path.write_bytes(good)
     assert len(mnist_dls('mnist').train_ds) == 1200  # what was left by the fault does no harm
 
 def test_all_of_fastai_works(tmp_path, monkeypatch):
