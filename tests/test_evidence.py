@@ -51,6 +51,7 @@ def test_model_5_is_the_smallest_candidate_that_the_folds_took():
 def test_numbers_of_the_nets_in_the_texts():
     kernel = max(row[2] for row in layers(Model_1()))
     assert f'{kernel:,} of its {count(Model_1()):,} parameters' in step1.__doc__
+    assert f'{count(record.large_kernel()):,} parameters' in step2.__doc__
 
 def test_wrong_numbers_are_put_right(tmp_path):
     page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'
