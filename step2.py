@@ -14,7 +14,7 @@ Analysis
         -0.11 ± 0.04   9 of 10  stands  ordinary convolutions, fewer channels
         -0.14 ± 0.04   7 of 10  stands  without dropout
         +0.00 ± 0.04  10 of 10  no      the large kernel of step 1
-    Dropout and p4 convolutions both help. With the large kernel the net has 14,476 parameters, over the budget; that interval includes zero.
+    Dropout and p4 convolutions both help. With the large kernel the net has 14,476 parameters, over budget; its interval includes zero.
     On the six held-out folds, two seeds, in the training of step 3:
         -0.08 ± 0.08  plain global average pooling, in step 3, on the folds
         -0.03 ± 0.09  ReLU for SiLU, in step 3, on the folds
