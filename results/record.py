@@ -133,8 +133,8 @@ experiments = {
     'without-crop':    (step3, dict(model=uncropped), 'without the crop to 24×24'),
     'ReLU':            (step3, dict(model=relu), 'ReLU for SiLU, in step 3'),
     'average-pooling': (step3, dict(model=average_pooling), 'plain global average pooling, in step 3'),
-    **{f'{name}-{value}': (step3, {name: value}, f'{name} {value} for {vars(step3)[name]}') for name,value in
-       (('wd', .01), ('wd', .3), ('lr', 5e-3), ('lr', 3e-2))},
+    **{f'{name}-{value}': (step3, {name: value}, f'{what} {value} for {vars(step3)[name]}') for name,what,value in
+       (('wd', 'weight decay', .01), ('wd', 'weight decay', .3), ('lr', 'peak rate', 5e-3), ('lr', 'peak rate', 3e-2))},
 }
 # Parts that cost code, left out: the second rule of README.md is for these.
 parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-crop', 'ReLU', 'average-pooling']
