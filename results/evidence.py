@@ -123,7 +123,7 @@ def changes_table():
     "Each change, by step, sorted by its effect."
     stands = standing()
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
-    return markdown(['change', 'in', 'percentage points', "after Holm's correction", 'target met', 'standard deviation',
+    return markdown(['change', 'in', 'percentage points', "Holm's correction", 'target met', 'standard deviation',
                      '99.40% from epoch'],
                     [[what, step, words(n, 3), 'stands' if n in stands else 'no', k['met'], k['sd'], k['first']]
                      for step,_,what,n in rows for k in [summary(n)]])
