@@ -123,9 +123,9 @@ def changes_table():
     "Each change, by step, sorted by its effect."
     stands = standing()
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
-    return markdown(['change', 'in', 'percentage points', "Holm's correction", 'target met', 'standard deviation',
+    return markdown(['change', 'step', 'percentage points', "Holm's correction", 'target met', 'standard deviation',
                      '99.40% from epoch'],
-                    [[what, step, words(n, 3), 'stands' if n in stands else 'no', k['met'], k['sd'], k['first']]
+                    [[what, step[-1], words(n, 3), 'stands' if n in stands else 'no', k['met'], k['sd'], k['first']]
                      for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
@@ -134,9 +134,9 @@ def folds_table():
         if name in steps or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
         accuracy = f'{signed(d, 3)} ± {half:.3f}' if len(ratio) == 6 else signed(d, 3)  # of fewer folds an interval says little
-        rows.append([experiments[name][2], base(name), f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%', accuracy,
+        rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%', accuracy,
                      str(n), decided(name)])
-    return markdown(['change', 'to', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'by the rule'], rows)
+    return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'by the rule'], rows)
 
 def speed_table():
     times = pd.read_csv(here/'speed.csv')
