@@ -119,6 +119,11 @@ def test_learning_rates_are_read_off_lr_find():
     ratio,*_,n = evidence.on_folds('lr-0.005')
     assert n == 2 and (ratio > 1).all()  # "in both folds"
 
+def test_times_in_the_readme():
+    seconds = pd.read_csv(evidence.here/'speed.csv')
+    assert seconds['all of `step3.py --epochs 4`'].max() < 60  # "under a minute"
+    assert 2 < 15*seconds['step3.py'].max()/60 < 3             # "three minutes", with start and pictures
+
 class Epochs(Callback):
     "Ends a fit after three epochs, the schedule being that of the whole."
     order = 1000
