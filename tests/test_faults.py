@@ -108,7 +108,8 @@ def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_pat
 @posix
 def test_ctrl_c_stops_cleanly(tmp_path):
     p = subprocess.Popen([sys.executable, str(project/'step1.py'), '--data', 'digits', '--epochs', '1000'], cwd=tmp_path, text=True,
-                         env={**os.environ, **offline, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                         env={**os.environ, **offline, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's `&` has it ignored
     for line in p.stdout:
         if line.split()[:1] == ['2']: break
     p.send_signal(signal.SIGINT)
