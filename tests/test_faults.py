@@ -107,9 +107,10 @@ def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_pat
 
 @posix
 def test_ctrl_c_stops_cleanly(tmp_path):
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, also in the child
     p = subprocess.Popen([sys.executable, str(project/'step1.py'), '--data', 'digits', '--epochs', '1000'], cwd=tmp_path, text=True,
-                         env={**os.environ, **offline, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))  # a shell's `&` has it ignored
+                         env={**os.environ, **offline, 'PYTHONUNBUFFERED': '1'}, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    signal.signal(signal.SIGINT, was)
     for line in p.stdout:
         if line.split()[:1] == ['2']: break
     p.send_signal(signal.SIGINT)
