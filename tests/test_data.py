@@ -160,7 +160,7 @@ def test_packed_files_are_unpacked_without_network(root, mirror, monkeypatch):
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     assert len(mnist_dls(root).train_ds) == 1200
 
-@pytest.mark.parametrize('fault', ['html', 'silent'])
+@pytest.mark.parametrize('fault', ['html', 'checksum', 'silent'])
 def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     monkeypatch.setattr(data, 'timeout', .5)
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'new'))
@@ -168,7 +168,8 @@ def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     good = path.read_bytes()
     with socket.create_server(('127.0.0.1', 0)) as silent, monkeypatch.context() as m:
         if fault == 'html': path.write_text('<html>Please log in</html>')
-        else: m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
+        if fault == 'checksum': path.write_bytes(good[:-1] + b'?')
+        if fault == 'silent': m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
         with pytest.raises(CliError, match='cannot be downloaded.*--data') as e: mnist_dls('mnist')
         assert len(str(e.value).splitlines()) == 1
         assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err

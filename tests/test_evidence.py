@@ -88,6 +88,12 @@ def test_every_run_reaches_its_target_but_not_that_of_the_next_step():
         met,n = evidence.met(step, after.target),len(evidence.test_runs(step))
         assert met < n and f'meets this in {met} of {n} seeds' in re.sub(r'\s+', ' ', after.__doc__)
 
+def test_intervals_and_signs():
+    d = pd.Series([.1, .2, .3, .2, .2])
+    assert evidence.interval(d) == pytest.approx(2.776*d.std()/5**.5, rel=1e-3)  # Student's t, four degrees of freedom
+    assert evidence.interval(d, extra=1/5) == pytest.approx(evidence.interval(d)*2**.5)
+    assert evidence.signed(-.001) == '+0.00' and evidence.signed(-.006) == '-0.01'
+
 def test_the_steps_are_what_the_rules_took():
     for name in runs[(runs.fold > 0) & ~runs.experiment.isin(steps)].experiment.unique():
         assert evidence.decided(name) in ('stays', 'no', 'undecided') or name == 'without-crop', name  # the crop stays for speed
