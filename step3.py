@@ -39,7 +39,7 @@ lr = 1.5e-2      # the peak of the cycle
 pct_start = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 wd = .1          # weight decay, for fastai's default of .01
 warp = dict(degrees=8, shift=1.2, scale=.06, shear=.2, elastic=.4)  # random for every image in every epoch; the units are `RandomWarp`'s
-ema = .998       # decay of the EMA per batch: it averages over some 500 batches, two epochs
+ema = 9          # the EMA averages over about the last ninth of the batches so far; 0: no EMA
 
 
 class EMA(Callback):
@@ -50,10 +50,10 @@ class EMA(Callback):
     """
     mean = weights = None  # within a fit: the EMA of the net, and the training weights while the net holds the EMA
 
-    def __init__(self, decay): self.decay = decay
+    def __init__(self, part): self.part = part
     def average(self, mean, now, n):
-        "After `n` batches. The decay starts low, to forget the untrained net (as in TensorFlow's `ExponentialMovingAverage`)."
-        return mean.lerp(now, 1 - min(self.decay, (1+int(n))/(10+int(n)))) if mean.is_floating_point() else now
+        "After `n` batches. The decay grows with them, to forget the first ones (with 9 as in TensorFlow's `ExponentialMovingAverage`)."
+        return mean.lerp(now, 1 - (1+int(n))/(1+int(n)+self.part)) if mean.is_floating_point() else now
 
     def before_fit(self):
         self.before_train()  # when a validation was interrupted
@@ -79,7 +79,7 @@ def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)
     net = model().to(dls.device, memory_format=torch.channels_last)  # faster on a CPU
     if pretrained: net.load_state_dict(torch.load(Path(__file__).parent/'results'/'step3.pth', weights_only=True))
-    cbs = [EMA(ema), report.StopAtNaN()]
+    cbs = [report.StopAtNaN(), *([EMA(ema)] if ema else [])]
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, wd=wd, cbs=cbs, model_dir='runs')
     learn.recorder.train_metrics = True
     return learn

@@ -56,25 +56,25 @@ def with_table():
     net.register_buffer('index', torch.arange(9).flip(0))
     return net
 
-@pytest.mark.parametrize('decay', [step3.ema, 0])
-def test_ema_is_validated_and_left_in_the_net_at_the_end(decay):
-    "With a decay of 0 these are the training weights."
+@pytest.mark.parametrize('part', [step3.ema, 2, 0])
+def test_ema_is_validated_and_left_in_the_net_at_the_end(part):
+    "Without an EMA these are the training weights."
     def is_mean(): return torch.allclose(weights(watch.model), watch.mean, atol=1e-5)
     class Watch(Callback):
         "Computes the average by hand, and compares."
         order,mean,n,seen = 1000,None,0,0
         def before_batch(self):
-            if self.training and self.n and not self.iter: assert is_mean() == (not decay)  # training goes on from its own weights
+            if self.training and self.n and not self.iter: assert is_mean() == (not part)  # training goes on from its own weights
         def after_batch(self):
             if not self.training: return
-            now,keep = weights(self.model),min(decay, (1+self.n)/(10+self.n))
+            now,keep = weights(self.model),part and (1+self.n)/(1+self.n+part)
             self.mean,self.n = now if self.mean is None else keep*self.mean + (1-keep)*now,self.n+1
         def after_pred(self):
             if not self.training:
                 assert is_mean()
                 self.seen += 1
     watch = Watch()
-    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table, ema=decay)
+    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table, ema=part)
     watch.learn = learn
     assert watch.seen == 10*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
 
