@@ -74,11 +74,6 @@ def words(name, places=2):
     d = difference(name)
     return f'{signed(d.mean(), places)} ± {interval(d):.{places}f}'
 
-def fold_words(name):
-    "The difference that `name` makes on the folds, with its 95% interval."
-    _,d,half,_ = on_folds(name)
-    return f'{signed(d)} ± {half:.2f}'
-
 def changes():
     "The experiments on the test images that have a difference: what it is of -> name."
     found = runs[runs.fold == 0].experiment.unique()
@@ -154,9 +149,7 @@ def fill(path):
     "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
     text = path.read_text(encoding='utf-8')
     text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
-    number = r'[+-]\d+\.\d+ ± \d+\.\d+'
-    for what,name in changes().items(): text = re.sub(rf'{number}.*(?=  {re.escape(what)}\n)', lambda _: row(name), text)
-    for name in parts: text = re.sub(rf'{number}(?=  {re.escape(experiments[name][2])}, on the folds\n)', fold_words(name), text)
+    for what,name in changes().items(): text = re.sub(rf'[+-]\d+\.\d+ ± .*(?=  {re.escape(what)}\n)', lambda _: row(name), text)
     if path.stem in steps: text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
     return text
 
