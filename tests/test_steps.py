@@ -74,9 +74,9 @@ def test_ema_is_validated_and_left_in_the_net_at_the_end(part):
                 assert is_mean()
                 self.seen += 1
     watch = Watch()
-    learn = step3.train(epochs=10, data='digits', cbs=watch, model=with_table, ema=part)
+    learn = step3.train(epochs=3, data='digits', cbs=watch, model=with_table, ema=part)
     watch.learn = learn
-    assert watch.seen == 10*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
+    assert watch.seen == 3*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
 
 def test_an_interrupted_validation_leaves_the_training_weights():
     "The next fit starts from them, with the module that was there."
