@@ -100,7 +100,7 @@ def main(
     data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
     resume:bool=False     # Continue an interrupted run from its last whole epoch
 ):
-    "Train step 3 and print its Target / Result / Analysis. Exit status: 0 target met, or run not judged; 1 missed; 2 wrong option."
+    "Train step 3, print its Target / Result / Analysis. Exit status: 0 target met or run not judged; 1 missed or failed; 2 wrong option."
     return report.run('step3', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
 
 
