@@ -129,8 +129,8 @@ def folds_table():
         if name in steps or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
         accuracy = f'{signed(d, 3)} ± {half:.3f}' if len(ratio) == 6 else signed(d, 3)  # of fewer folds an interval says little
-        rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%', accuracy,
-                     str(n), decided(name)])
+        rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',
+                     accuracy, str(n), decided(name)])
     return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'by the rule'], rows)
 
 def speed_table():
