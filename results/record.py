@@ -142,7 +142,7 @@ parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-cro
 
 def recipe(name):
     """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a digest of the net.
-    Runs up to commit 4afa26d had an `ema` of 0.998, a cap on the decay that none reached. It was put as 9: the numbers are bit-identical."""
+    Runs up to commit 4afa26d had an `ema` of 0.998, a cap on the decay that none reached. Put as 9 since: the numbers are bit-identical."""
     step,change,_ = experiments[name]
     found = {o.name: o.default for f in (step.learner, step.train) for o in inspect.signature(f).parameters.values()} | change
     net = found['model']

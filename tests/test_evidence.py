@@ -57,8 +57,8 @@ def test_numbers_of_the_nets_in_the_texts():
     text = re.sub(r'\s+', ' ', step2.__doc__)
     assert f'{count(record.large_kernel()):,} parameters' in text
     def fields(net): return '{} and {}'.format(*(a[3] for a,b in zip(layers(net), layers(net)[1:]) if b[0] == 'MaxPool2d'))
-    assert f'Pooling is at receptive fields of {fields(Model_2())} pixels; one layer earlier it is at {fields(record.pool_earlier())}' in text
-    assert f'one layer later at {fields(record.pool_later())}' in text
+    assert f'Pooling is at receptive fields of {fields(Model_2())} pixels; one layer earlier' in text
+    assert f'earlier it is at {fields(record.pool_earlier())} ' in text and f'one layer later at {fields(record.pool_later())}' in text
 
 def test_wrong_numbers_are_put_right(tmp_path):
     page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'
