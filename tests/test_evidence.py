@@ -54,6 +54,7 @@ def test_numbers_of_the_nets_in_the_texts():
     kernel = max(row[2] for row in layers(Model_1()))
     text = re.sub(r'\s+', ' ', step1.__doc__)
     assert f'{kernel:,} of the {count(Model_1()):,} parameters' in text and f'{count(record.half_channels()):,} parameters' in text
+    assert f'Twice the channels, {count(record.twice_channels()):,} parameters' in text
     text = re.sub(r'\s+', ' ', step2.__doc__)
     assert f'{count(record.large_kernel()):,} parameters' in text
     def fields(net): return '{} and {}'.format(*(a[3] for a,b in zip(layers(net), layers(net)[1:]) if b[0] == 'MaxPool2d'))
