@@ -59,7 +59,9 @@ def test_numbers_of_the_nets_in_the_texts():
     assert f'{count(record.large_kernel()):,} parameters' in text
     def fields(net): return '{} and {}'.format(*(a[3] for a,b in zip(layers(net), layers(net)[1:]) if b[0] == 'MaxPool2d'))
     assert f'Pooling is at receptive fields of {fields(Model_2())} pixels; one layer earlier' in text
-    assert f'earlier it is at {fields(record.pool_earlier())} ' in text and f'one layer later at {fields(record.pool_later())}' in text
+    earlier = record.pool_earlier()
+    assert f'earlier it is at {fields(earlier)} (the last map is {earlier[7].kernel_size[0]}×{earlier[7].kernel_size[1]} then)' in text
+    assert f'one layer later at {fields(record.pool_later())}' in text
 
 def test_wrong_numbers_are_put_right(tmp_path):
     page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'

@@ -4,12 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from fastai.vision.all import plt
 from fastcore.script import CliError
 from torch import nn
 
 import report, step1, step3
 from conftest import offline, project
 
+pictures = report.pictures  # before `no_pictures` takes it away
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals and fork')
 
 @pytest.fixture(autouse=True)
@@ -120,6 +122,14 @@ def test_ctrl_c_stops_cleanly(tmp_path):
     out,err = p.communicate(timeout=60)
     assert p.returncode == 130 and 'stopped after epoch' in out and err.startswith('*** 1000 epochs') and len(err.splitlines()) == 1
     assert [f.name for f in tmp_path.rglob('*') if f.is_file()] == ['checkpoint.pth']
+
+def test_a_run_leaves_backend_and_figures_as_they_were(monkeypatch):
+    monkeypatch.setattr(report, 'pictures', pictures)
+    plt.switch_backend('svg')
+    plt.figure()
+    before = plt.get_backend(),plt.get_fignums()
+    assert main(epochs=1) == 0 and (plt.get_backend(), plt.get_fignums()) == before
+    plt.switch_backend('agg')
 
 class NaNNet(nn.Sequential):
     "A net whose output is NaN from the given batch on."
