@@ -80,8 +80,9 @@ def uncropped():
 
 def fewer(*filters):
     """Candidates for Model_5: the smallest with a mean accuracy of 99.34% or more on the six folds (seed 0) is taken. That is 99.40%, plus
-    0.06 for the spread of the last epochs, less the 0.12 that step 3 is lower on the folds. Fixed before the runs; 2,908 and 2,616 were
-    added when 2,684 had failed."""
+    0.06 for the spread of the last epochs, less the 0.12 that step 3 is lower on the folds. Fixed before the runs; 224444 and
+    224443 were added when 223444 had failed; the last eight on 26 November 2026: one of them that passes must pass on the mean of seeds
+    0 and 1, too."""
     def net(): return Model_2(filters, p=0.)
     return net
 
@@ -109,8 +110,8 @@ experiments = {
     'step3-3epochs': (step3, dict(epochs=3), ''),
     'step3-Model_4': (step3, dict(model=Model_4), ''),
     'step3-Model_5': (step3, dict(model=Model_5), ''),
-    **{f'step3-{n}': (step3, dict(model=fewer(*filters)), '') for n,*filters in
-       ((2908, 2, 2, 4, 4, 4, 4), (2684, 2, 2, 3, 4, 4, 4), (2616, 2, 2, 4, 4, 4, 3), (2392, 2, 2, 3, 4, 4, 3))},
+    **{f'step3-{filters}': (step3, dict(model=fewer(*map(int, filters))), '') for filters in
+       ('224444', '223444', '224443', '223443', '223344', '222345', '224335', '233344', '224344', '224434', '223435', '223354')},
     'step1-without-batch-norm': (step1, dict(model=no_batch_norm), 'without batch norm'),
     'step1-half-channels':      (step1, dict(model=half_channels), 'half the channels'),
     'step1-twice-channels':     (step1, dict(model=twice_channels), 'twice the channels'),
