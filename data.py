@@ -73,7 +73,7 @@ class BatchDL(TfmdDL):
 
 def mnist_form(o):
     """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on 0, scaled to
-    20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-A)."""
+    fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-A)."""
     with contextlib.nullcontext(o) if isinstance(o, Image.Image) else Image.open(o) as image: image = ImageOps.exif_transpose(image)
     if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
     image = (image if image.mode[0] in 'IF' else image.convert('L')).convert('F')  # modes I and F: more than 8 bits, which L would clip

@@ -4,25 +4,25 @@ Target
     99.10% in each of the last three epochs, in every seed: a third of the errors that step 1 may leave is removed, 0.90% for 1.35%. Step 1
     meets this in 3 of 10 seeds. The net alone should do it, trained as in step 1.
 Result
-    recorded: seeds 0 to 9, last 5 of 15 epochs: mean 99.38% ± 0.01 (standard error), lowest 99.26%
+    recorded: seeds 0 to 9, last 5 of 15 epochs: mean 99.38% ± 0.03 (95% interval), lowest 99.26%
     this run: {this_run}
 Analysis
     The new net generalizes better. p4 convolutions use each filter in four rotations: a layer has a quarter of the weights, so that the
     budget allows more channels. Dropout zeroes 5% of the activations at random. Pooling is at receptive fields of 5 and 14 pixels; one
     layer earlier it is at 3 and 12 (the last map is 4×4 then), one layer later at 7 and 16.
-    Change in test accuracy in percentage points with its 95% interval over ten seeds, seeds that meet the target, Holm's correction:
-        +0.23 ± 0.04  10 of 10  stands  all of step 2, against step 1
-        -0.11 ± 0.04   9 of 10  stands  ordinary convolutions, fewer channels
-        -0.14 ± 0.04   7 of 10  stands  without dropout
-        +0.00 ± 0.04  10 of 10  no      the large kernel of step 1
-        -0.07 ± 0.03  10 of 10  stands  plain global average pooling
-        -0.04 ± 0.03  10 of 10  no      ReLU for SiLU
-        -0.18 ± 0.04   8 of 10  stands  pooling one layer earlier
-        -0.01 ± 0.04  10 of 10  no      pooling one layer later
+    Change in test accuracy in percentage points, 95% interval over ten seeds, seeds that meet the target, significant (Holm's correction):
+        +0.23 ± 0.04  10 of 10  yes  all of step 2, against step 1
+        -0.11 ± 0.04   9 of 10  yes  ordinary convolutions, fewer channels
+        -0.14 ± 0.04   7 of 10  yes  without dropout
+        +0.00 ± 0.04  10 of 10  no   the large kernel of step 1
+        -0.07 ± 0.03  10 of 10  yes  plain global average pooling
+        -0.04 ± 0.03  10 of 10  no   ReLU for SiLU
+        -0.18 ± 0.04   8 of 10  yes  pooling one layer earlier
+        -0.01 ± 0.04  10 of 10  no   pooling one layer later
     Dropout, p4 convolutions and the learned weights of the global depthwise convolution each help; pooling earlier costs accuracy. The
-    large kernel (14,476 parameters, over the budget) and later pooling are inconclusive: these intervals include zero. The effect of SiLU
-    does not stand Holm's correction; in step 3's training the held-out loss is lower with it. The crop to 24×24 is for speed: the folds
-    do not miss it (results/README.md).
+    large kernel (14,476 parameters, over the budget) and later pooling are inconclusive: these intervals include zero. The effect of SiLU,
+    in all steps, is not significant after Holm's correction; in step 3's training the held-out loss is lower with it. The crop to 24×24
+    is for speed (results/README.md).
     A gap remains: after the last epoch 99.75% of the training images are correct; of the test images 99.38% are. Over the last five epochs
     of a seed the test accuracy has a standard deviation of 0.06 percentage points. The recipe is that of step 1; only the net changes.
 """

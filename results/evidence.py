@@ -1,4 +1,4 @@
-"""Computes from results/epochs.csv and runs.csv every number that the docstrings and the READMEs give, and puts the tables in.
+"""Computes from the tables in results/ what the docstrings and the READMEs give, and puts their tables and rows in.
 
     python results/evidence.py   # fills in the tables and the steps' rows, draws the pictures; MNIST is in $MNIST_ROOT
 
@@ -47,12 +47,12 @@ def met(name, target=None):
 def summary(name):
     "All numbers of experiment `name` that a text may give, as it gives them; of the last five epochs where nothing else is said."
     found,first = late(name),reached(name)
-    return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', seeds=str(len(found)), epochs=str(late(name, 99).shape[1]),
-                mean=f'{found.stack().mean():.2f}', error=f'{found.mean(axis=1).sem():.2f}',  # standard error over the seeds
+    return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', epochs=str(late(name, 99).shape[1]),
+                mean=f'{found.stack().mean():.2f}', half=f'{interval(found.mean(axis=1)):.2f}',  # of the 95% interval over the seeds
                 lowest=f'{found.min(axis=None):.2f}', lowest3=f'{late(name, 3).min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
                 train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
                 sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
-                first=f'{first.max():.0f}' if first.notna().all() else 'never')  # in every seed 99.40% or more from it on
+                first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')  # from it on 99.40%, by seed
 
 
 def interval(d, extra=0):
@@ -81,18 +81,20 @@ def changes():
 
 def on_folds(name):
     """Of `name` against its base: loss ratio of each fold, difference in accuracy in percentage points, half its 95% interval over
-    the folds, runs. Runs of one fold are averaged first; 1/5 is images evaluated on over images trained on (Nadeau and Bengio 2003)."""
+    the folds, runs. Only folds and seeds that both have count; runs of one fold are averaged first. 1/5 is images evaluated on over
+    images trained on (Nadeau and Bengio 2003)."""
     found = epochs[(epochs.fold > 0) & epochs.experiment.isin([name, base(name)])]
     found = found.groupby(['experiment', 'fold', 'seed'])[['valid_loss', 'valid_accuracy']].apply(lambda run: run.tail(5).mean())
-    a,b = (found.loc[o].groupby('fold').mean() for o in (name, base(name)))
-    d = (100*(a.valid_accuracy - b.valid_accuracy)).dropna()
-    return (a.valid_loss/b.valid_loss).dropna(), d.mean(), interval(d, extra=1/5), len(found.loc[name])
+    pairs = found.loc[name].merge(found.loc[base(name)], on=['fold', 'seed'], suffixes=('', '_base'))
+    m = pairs.groupby('fold').mean()
+    d = 100*(m.valid_accuracy - m.valid_accuracy_base)
+    return m.valid_loss/m.valid_loss_base, d.mean(), interval(d, extra=1/5), len(pairs)
 
 def decided(name):
     "What the two rules of results/README.md say of `name`: the second of a part left out, the first of all others."
     ratio,d,_,n = on_folds(name)
     whole = len(ratio) == 6 and n >= 12
-    if name in parts: return ('stays' if (ratio > 1).sum() >= 5 else 'not missed') if whole else 'undecided'
+    if name in parts: return ('stays' if (ratio > 1).sum() >= 5 else 'not needed') if whole else 'undecided'
     if (ratio > 1).sum() >= 2 or whole and d <= 0: return 'no'
     return 'taken' if whole else 'undecided'
 
@@ -102,25 +104,24 @@ def markdown(head, rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in 
 def steps_table():
     "The steps, and step 3 for fewer epochs or with fewer parameters."
     rows = [(f'[`{s}.py`]({s}.py)', s) for s in steps] + [(f'`step3.py {option(v)}`', v) for v in variants if len(test_runs(v))]
-    return markdown(['', 'parameters', 'epochs', 'seeds', 'test accuracy, %', 'lowest', '99.40% from epoch', 'train accuracy, %'],
-                    [[what, *(k[o] for o in ('parameters', 'epochs', 'seeds')), f"**{k['mean']}** ± {k['error']}",
-                      *(k[o] for o in ('lowest', 'first', 'train'))]
+    return markdown(['', 'parameters', 'epochs', 'test accuracy, %', 'lowest', '99.40% from epoch', 'target met'],
+                    [[what, *(k[o] for o in ('parameters', 'epochs')), f"**{k['mean']}** ± {k['half']}",
+                      *(k[o] for o in ('lowest', 'first', 'met'))]
                      for what,name in rows for k in [summary(name)]])
 
 def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
 
-def standing():
-    "The changes that Holm's correction for all of them leaves standing at 5%."
+def significant():
+    "The changes that are significant at 5% after Holm's correction for all of them."
     p = sorted((stats.ttest_1samp(difference(name), 0).pvalue, name) for name in changes().values())
     return {name for i,(_,name) in enumerate(p) if all(q*(len(p) - j) <= .05 for j,(q,_) in enumerate(p[:i+1]))}
 
 def changes_table():
     "Each change, by step, sorted by its effect."
-    stands = standing()
+    found = significant()
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
-    return markdown(['change', 'step', 'percentage points', "Holm's correction", 'target met', 'standard deviation',
-                     '99.40% from epoch'],
-                    [[what, step[-1], words(n, 3), 'stands' if n in stands else 'no', k['met'], k['sd'], k['first']]
+    return markdown(['change', 'step', 'percentage points', 'significant', 'target met', 'standard deviation', '99.40% from epoch'],
+                    [[what, step[-1], words(n, 3), 'yes' if n in found else 'no', k['met'], k['sd'], k['first']]
                      for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
@@ -130,11 +131,12 @@ def folds_table():
         ratio,d,half,n = on_folds(name)
         accuracy = f'{signed(d, 3)} ± {half:.3f}' if len(ratio) == 6 else signed(d, 3)  # of fewer folds an interval says little
         rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',
-                     accuracy, str(n), decided(name)])
-    return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'by the rule'], rows)
+                     accuracy, str(n), f'{1 + (name in parts)}: {decided(name)}'])
+    return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'rule: outcome'], rows)
 
 def speed_table():
     times = pd.read_csv(here/'speed.csv')
+    times = times.drop(columns='all of `step3.py --epochs 4`')
     ratio = times.div(times['step3.py'], axis=0).median()
     return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
                     [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f} times'] for what in times])
@@ -142,8 +144,8 @@ def speed_table():
 tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, speed=speed_table)
 
 def row(name):
-    "What a step's text says of change `name`: difference, seeds that meet the target, Holm's correction."
-    return f'{words(name)}  {summary(name)["met"]:>8}  {"stands" if name in standing() else "no":<6}'
+    "What a step's text says of change `name`: difference, seeds that meet the target, significance."
+    return f'{words(name)}  {summary(name)["met"]:>8}  {"yes" if name in significant() else "no":<3}'
 
 def fill(path):
     "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
@@ -155,7 +157,7 @@ def fill(path):
 
 def result(step):
     k,seeds = summary(step),late(step).index
-    return f"seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['error']} (standard error), lowest {k['lowest']}%"
+    return f"seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['half']} (95% interval), lowest {k['lowest']}%"
 
 
 def save(name):
@@ -175,13 +177,13 @@ def draw_step(step, before=None):
     save(step)
 
 def draw_hardest(test, name='step3', n=30):
-    "The images of `test` that most seeds of `name` get wrong."
+    "The images of `test` that the seeds of `name` most often get wrong."
     taken = pd.DataFrame([o for seed in wrong(name) for o in seed.items()], columns=['image', 'digit'])
     worst = taken.image.value_counts().index[:n]
     digits = [taken[taken.image == i].digit.value_counts().items() for i in worst]
     titles = [f'label {test.y[i]}\n' + ', '.join(f'{d} ({c})' for d,c in o) for i,o in zip(worst, digits)]
     show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4),
-                suptitle='The test images that most seeds of step 3 get wrong: what they are taken for (by how many seeds)')
+                suptitle='The test images that step 3 most often gets wrong: what they are taken for (by how many seeds)')
     save('hardest')
 
 def draw_warps(x):

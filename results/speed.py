@@ -69,7 +69,7 @@ def ways():
         learn.fit_one_cycle(1, step3.lr)
         torch.set_num_threads(was)
     return {'step3.py': partial(fit, learn), 'the same in a bare PyTorch loop': bare(one), 'on one thread': partial(fit, one, 1),
-            'with ordinary convolutions': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
+            'with ordinary convolutions, fewer channels': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
             'the same net in the usual way': usual(one), 'all of `step3.py --epochs 4`': partial(command, 4)}
 
 if __name__ == '__main__':
