@@ -44,8 +44,7 @@ class DigitImages:
     def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
 
     # What `Interpretation` (`items.iloc`), `export` (`new_empty`) and `tta` (`set_split_idx`) ask of a dataset.
-    @property
-    def items(self): return self
+    items = property(noop)
     @property
     def iloc(self):
         class Picks: __getitem__ = lambda _,idxs: self.subset(idxs)
@@ -56,10 +55,7 @@ class DigitImages:
         return DigitImages(self.x[idx].clone(), y, self.split_idx, self.name)
     def new_empty(self): return self.subset(slice(0))
     @contextlib.contextmanager
-    def set_split_idx(self, split_idx):
-        was,self.split_idx = self.split_idx,split_idx
-        try: yield self
-        finally: self.split_idx = was
+    def set_split_idx(self, split_idx): return replacing_yield(self, 'split_idx', split_idx)
 
 
 class BatchDL(TfmdDL):
@@ -104,7 +100,8 @@ def stack_items(items):
     def image(o):
         if isinstance(o, (str, Path, Image.Image)):
             try: return mnist_form(o)
-            except (OSError, SyntaxError, ValueError) as e: raise ValueError(f'{o}: {getattr(e, "strerror", None) or e}') from None
+            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+                raise ValueError(f'{o}: {getattr(e, "strerror", None) or e}') from None
         a = o.data.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)
         what = f'{a.dtype} {a.shape}' + (f' from {float(a.min()):g} to {float(a.max()):g}' if a.size and a.dtype.kind in 'biuf' else '')
         if a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28) and 0 <= a.min() and 128 <= a.max() <= 255 > 2*a.mean():
@@ -232,4 +229,6 @@ def mnist_dls(
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')
     tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
+    # The order of images follows torch's seed as fastai draws it from `random`, which other threads use too (those of a Dask worker).
+    train_dl.rng = random.Random(random.Random(torch.initial_seed()).randint(0, 2**32-1))
     return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)

@@ -32,9 +32,8 @@ def late(name, n=None):
 
 def reached(name, goal=99.4):
     "For each seed the first epoch from which on no test accuracy is below `goal` percent; NaN where the last one is."
-    below = late(name, 99) < goal
-    first = below.apply(lambda row: max((e for e in row.index if row[e]), default=0) + 1, axis=1)
-    return first.where(first <= below.shape[1])
+    lasting = (late(name, 99) >= goal).iloc[:, ::-1].cummin(axis=1)
+    return (lasting.shape[1] + 1 - lasting.sum(axis=1)).where(lasting.iloc[:, 0])
 
 def wrong(name):
     "For each run of `name` on the test images: image -> digit that the net takes it for, after the last epoch."
@@ -49,7 +48,7 @@ def summary(name):
     found,first = late(name),reached(name)
     return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', epochs=str(late(name, 99).shape[1]),
                 mean=f'{found.stack().mean():.2f}', half=f'{interval(found.mean(axis=1)):.2f}',  # of the 95% interval over the seeds
-                lowest=f'{found.min(axis=None):.2f}', lowest3=f'{late(name, 3).min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
+                lowest=f'{found.min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
                 train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
                 sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
                 first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')  # from it on 99.40%, by seed
@@ -58,8 +57,6 @@ def summary(name):
 def interval(d, extra=0):
     "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `on_folds`)."
     return stats.t.ppf(.975, len(d)-1) * d.std() * np.sqrt(1/len(d) + extra)
-
-def signed(value, places=2): return f'{round(value, places) + 0:+.{places}f}'  # + 0: no minus before a zero
 
 def base(name):
     "The experiment that `name` changes: its own step, or for a step the one before."
@@ -72,7 +69,7 @@ def difference(name):
 def words(name, places=2):
     "`difference(name)` with its 95% interval."
     d = difference(name)
-    return f'{signed(d.mean(), places)} ± {interval(d):.{places}f}'
+    return f'{d.mean():+z.{places}f} ± {interval(d):.{places}f}'  # z: no minus before a zero
 
 def changes():
     "The experiments on the test images that have a difference: what it is of -> name."
@@ -113,8 +110,8 @@ def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v i
 
 def significant():
     "The changes that are significant at 5% after Holm's correction for all of them."
-    p = sorted((stats.ttest_1samp(difference(name), 0).pvalue, name) for name in changes().values())
-    return {name for i,(_,name) in enumerate(p) if all(q*(len(p) - j) <= .05 for j,(q,_) in enumerate(p[:i+1]))}
+    p = pd.Series({name: stats.ttest_1samp(difference(name), 0).pvalue for name in changes().values()}).sort_values()
+    return set(p.index[(p*np.arange(len(p), 0, -1)).cummax() <= .05])
 
 def changes_table():
     "Each change, by step, sorted by its effect."
@@ -129,7 +126,7 @@ def folds_table():
     for name in experiments:
         if name in steps or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
-        accuracy = f'{signed(d, 3)} ± {half:.3f}' if len(ratio) == 6 else signed(d, 3)  # of fewer folds an interval says little
+        accuracy = f'{d:+z.3f}' + (f' ± {half:.3f}' if len(ratio) == 6 else '')  # of fewer folds an interval says little
         rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',
                      accuracy, str(n), f'{1 + (name in parts)}: {decided(name)}'])
     return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'rule: outcome'], rows)
@@ -168,18 +165,18 @@ def save(name):
 def draw_step(step, before=None):
     "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
     test,train = late(step, 99).T,epochs[(epochs.experiment == step) & (epochs.fold == 0)].groupby('epoch').train_accuracy.mean()
-    ax = test.plot(figsize=(8, 4.5), color='C0', lw=.7, alpha=.6, label='_', ylim=(98, 100), xticks=test.index, ylabel='accuracy, %')
+    ax = test.add_prefix('_').plot(figsize=(8, 4.5), color='C0', lw=.7, alpha=.6, ylim=(98, 100), xticks=test.index, ylabel='accuracy, %')
     ax.plot(test.mean(axis=1), color='C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
     ax.plot(100*train, color='C1', ls='--', label=f'{step}: train, as it trains')
     if before: ax.plot(late(before, 99).mean(), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
     ax.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
-    ax.legend(*([o[len(test.columns):] for o in ax.get_legend_handles_labels()]), loc='lower right', fontsize=9)
+    ax.legend(loc='lower right', fontsize=9)
     save(step)
 
-def draw_hardest(test, name='step3', n=30):
-    "The images of `test` that the seeds of `name` most often get wrong."
-    taken = pd.DataFrame([o for seed in wrong(name) for o in seed.items()], columns=['image', 'digit'])
-    worst = taken.image.value_counts().index[:n]
+def draw_hardest(test):
+    "The 30 images of `test` that the seeds of step 3 most often get wrong."
+    taken = pd.DataFrame([o for seed in wrong('step3') for o in seed.items()], columns=['image', 'digit'])
+    worst = taken.image.value_counts().index[:30]
     digits = [taken[taken.image == i].digit.value_counts().items() for i in worst]
     titles = [f'label {test.y[i]}\n' + ', '.join(f'{d} ({c})' for d,c in o) for i,o in zip(worst, digits)]
     show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4),
@@ -193,12 +190,12 @@ def draw_warps(x):
     shown = 1 - torch.stack([x, *[warp(x, split_idx=0) for _ in range(4)], 0*x], 1).as_subclass(torch.Tensor)  # the last one: a gap
     save_image(F.interpolate(shown.flatten(0, 1), scale_factor=2), here/'pictures'/'warps.png', nrow=12, padding=4, pad_value=1)
 
-def photograph(strokes, seed, paper=215, size=240):
+def photograph(strokes, seed, size=240):
     "A digit as if written with a pen and photographed: lines through points (x, y) from 0 to 1, on shaded paper, with noise."
     image,rng = Image.new('L', (size, size), 255),np.random.default_rng(seed)
     for points in strokes: ImageDraw.Draw(image).line([(size*x, size*y) for x,y in points], fill=20, width=11, joint='curve')
     image = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)).rotate(rng.uniform(-8, 8), fillcolor=255))/255
-    ground = paper - 70*np.add.outer(np.linspace(0, 1, size), np.linspace(0, .6, size))
+    ground = 215 - 70*np.add.outer(np.linspace(0, 1, size), np.linspace(0, .6, size))
     return Image.fromarray((ground*(.25 + .75*image) + rng.normal(0, 5, image.shape)).clip(0, 255).astype(np.uint8))
 
 def draw_handwriting(learn):
@@ -218,9 +215,7 @@ if __name__ == '__main__':
     plt.switch_backend('agg')
     for path in texts: path.write_text(fill(path), encoding='utf-8')
     for step,before in zip(steps, [None, *steps]): draw_step(step, before)
-    plt.rc('axes', titlesize=9)
-    plt.rc('figure', titlesize=11)
-    plt.rc('image', cmap='gray')
+    plt.rcParams.update({'axes.titlesize': 9, 'figure.titlesize': 11, 'image.cmap': 'gray'})
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
     draw_warps(learn.dls.train_ds.x)

@@ -1,6 +1,6 @@
-"""Times an epoch of step 3 against a bare PyTorch loop and other ways, in turn, on a machine at rest: python results/speed.py [ROUNDS]
+"""Times an epoch of step 3 against a bare PyTorch loop and other ways, in turn, on a machine at rest: python results/speed.py
 
-Writes results/speed.csv, a row per round, in seconds. MNIST is in $MNIST_ROOT.
+Writes results/speed.csv, a row for each of three rounds, in seconds. MNIST is in $MNIST_ROOT.
 """
 import contextlib, io, os, subprocess, sys, tempfile, time
 from functools import partial
@@ -64,18 +64,15 @@ def ways():
     learn,one = (step3.learner(data='mnist') for _ in range(2))
     plain,whole = (step3.learner(data='mnist', model=net) for net in (partial(plain_filters, 0.), uncropped))
     def fit(learn, threads=torch.get_num_threads()):
-        was = torch.get_num_threads()
         torch.set_num_threads(threads)
         learn.fit_one_cycle(1, step3.lr)
-        torch.set_num_threads(was)
     return {'step3.py': partial(fit, learn), 'the same in a bare PyTorch loop': bare(one), 'on one thread': partial(fit, one, 1),
             'with ordinary convolutions, fewer channels': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
             'the same net in the usual way': usual(one), 'all of `step3.py --epochs 4`': partial(command, 4)}
 
 if __name__ == '__main__':
-    found,rounds = ways(),int(sys.argv[1]) if len(sys.argv) > 1 else 5
-    rows = []
-    for _ in range(rounds + 1):
+    found,rows = ways(),[]
+    for _ in range(4):
         rows.append({})
         for name,epoch in found.items():
             start = time.perf_counter()

@@ -1,5 +1,5 @@
 "The data: what a batch holds, what is never touched, and files that are missing or damaged."
-import gzip, hashlib, shutil, socket, threading
+import gzip, hashlib, random, shutil, socket, threading
 from collections import Counter
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -34,6 +34,12 @@ def test_every_training_image_once_an_epoch_in_a_new_order():
     dls = mnist_dls('digits', bs=100)
     first,second = pixels(dls.train)[1],pixels(dls.train)[1]
     assert not torch.equal(first, second) and Counter(first.tolist()) == Counter(second.tolist()) == Counter(load_digits()[0][1].tolist())
+
+def test_the_order_follows_torchs_seed_alone(monkeypatch):
+    "Not what other threads draw from `random` while the images are read."
+    before,read = step1.learner(data='digits').dls.train.rng.getstate(),data.read
+    monkeypatch.setattr(data, 'read', lambda asked: random.random() and read(asked))
+    assert step1.learner(data='digits').dls.train.rng.getstate() == before != step1.learner(data='digits', seed=1).dls.train.rng.getstate()
 
 def test_a_last_batch_of_one_image_is_trained_on():
     learn = step1.learner(bs=359, data='digits')  # 4·359 + 1
