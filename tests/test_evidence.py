@@ -137,6 +137,7 @@ def test_learning_rates_are_read_off_lr_find():
     assert found.valley.step3 < found.minimum.step3 < step3.lr < found.steep.step3
     text = (evidence.here/'README.md').read_text(encoding='utf-8')
     assert f'`valley` is {found.valley.step3:.4f}' in text and f'`minimum`, {found.minimum.step3:.4f}' in text
+    assert evidence.decided('lr-0.005') == evidence.decided('lr-0.03') == 'no'  # "a third and twice of it were refused"
 
 def test_times_in_the_readme():
     seconds = pd.read_csv(evidence.here/'speed.csv')
