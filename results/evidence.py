@@ -9,7 +9,7 @@ import re
 from record import experiments, here, parts, step3
 from data import RandomWarp, mnist_form
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastai.vision.all import TensorImageBW, set_seed, show_images
+from fastai.vision.all import AttrDict, TensorImageBW, set_seed, show_images
 from PIL import Image, ImageDraw, ImageFilter
 from scipy import stats
 from torch.nn import functional as F
@@ -46,12 +46,12 @@ def met(name, target=None):
 def summary(name):
     "All numbers of experiment `name` that a text may give, as it gives them; of the last five epochs where nothing else is said."
     found,first = late(name),reached(name)
-    return dict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', epochs=str(late(name, 99).shape[1]),
-                mean=f'{found.stack().mean():.2f}', half=f'{interval(found.mean(axis=1)):.2f}',  # of the 95% interval over the seeds
-                lowest=f'{found.min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
-                train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
-                sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
-                first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')  # from it on 99.40%, by seed
+    return AttrDict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', epochs=str(late(name, 99).shape[1]),
+                    mean=f'{found.stack().mean():.2f}', half=f'{interval(found.mean(axis=1)):.2f}',  # of the 95% interval over the seeds
+                    lowest=f'{found.min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
+                    train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
+                    sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
+                    first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')  # from it on 99.40%, by seed
 
 
 def interval(d, extra=0):
@@ -102,8 +102,7 @@ def steps_table():
     "The steps, and step 3 for fewer epochs or with fewer parameters."
     rows = [(f'[`{s}.py`]({s}.py)', s) for s in steps] + [(f'`step3.py {option(v)}`', v) for v in variants if len(test_runs(v))]
     return markdown(['', 'parameters', 'epochs', 'test accuracy, %', 'lowest', '99.40% from epoch', 'target met'],
-                    [[what, *(k[o] for o in ('parameters', 'epochs')), f"**{k['mean']}** ± {k['half']}",
-                      *(k[o] for o in ('lowest', 'first', 'met'))]
+                    [[what, k.parameters, k.epochs, f'**{k.mean}** ± {k.half}', k.lowest, k.first, k.met]
                      for what,name in rows for k in [summary(name)]])
 
 def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
@@ -118,7 +117,7 @@ def changes_table():
     found = significant()
     rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
     return markdown(['change', 'step', 'percentage points', 'significant', 'target met', 'standard deviation', '99.40% from epoch'],
-                    [[what, step[-1], words(n, 3), 'yes' if n in found else 'no', k['met'], k['sd'], k['first']]
+                    [[what, step[-1], words(n, 3), 'yes' if n in found else 'no', k.met, k.sd, k.first]
                      for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
@@ -142,7 +141,7 @@ tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, speed
 
 def row(name):
     "What a step's text says of change `name`: difference, seeds that meet the target, significance."
-    return f'{words(name)}  {summary(name)["met"]:>8}  {"yes" if name in significant() else "no":<3}'
+    return f'{words(name)}  {summary(name).met:>8}  {"yes" if name in significant() else "no":<3}'
 
 def fill(path):
     "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
@@ -154,7 +153,7 @@ def fill(path):
 
 def result(step):
     k,seeds = summary(step),late(step).index
-    return f"seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k['mean']}% ± {k['half']} (95% interval), lowest {k['lowest']}%"
+    return f'seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k.mean}% ± {k.half} (95% interval), lowest {k.lowest}%'
 
 
 def save(name):
