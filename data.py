@@ -44,7 +44,8 @@ class DigitImages:
     def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
 
     # What `Interpretation` (`items.iloc`), `export` (`new_empty`) and `tta` (`set_split_idx`) ask of a dataset.
-    items = property(noop)
+    @property
+    def items(self): return self
     @property
     def iloc(self):
         class Picks: __getitem__ = lambda _,idxs: self.subset(idxs)
@@ -229,6 +230,6 @@ def mnist_dls(
     test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')
     tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
-    # The order of images follows torch's seed as fastai draws it from `random`, which other threads use too (those of a Dask worker).
+    # fastai draws the seed of the order from `random`, which other threads use, too (a Dask worker's). The same draw, by torch's seed:
     train_dl.rng = random.Random(random.Random(torch.initial_seed()).randint(0, 2**32-1))
     return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)

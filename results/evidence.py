@@ -5,6 +5,7 @@
 The accuracy of a run is the mean over its last five epochs, never its best epoch.
 """
 import re
+from functools import cache
 
 from record import experiments, here, parts, step3
 from data import RandomWarp, mnist_form
@@ -107,6 +108,7 @@ def steps_table():
 
 def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
 
+@cache  # the rows of the steps ask for it one by one
 def significant():
     "The changes that are significant at 5% after Holm's correction for all of them."
     p = pd.Series({name: stats.ttest_1samp(difference(name), 0).pvalue for name in changes().values()}).sort_values()
@@ -131,8 +133,7 @@ def folds_table():
     return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'rule: outcome'], rows)
 
 def speed_table():
-    times = pd.read_csv(here/'speed.csv')
-    times = times.drop(columns='all of `step3.py --epochs 4`')
+    times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
     ratio = times.div(times['step3.py'], axis=0).median()
     return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
                     [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f} times'] for what in times])

@@ -64,8 +64,10 @@ def ways():
     learn,one = (step3.learner(data='mnist') for _ in range(2))
     plain,whole = (step3.learner(data='mnist', model=net) for net in (partial(plain_filters, 0.), uncropped))
     def fit(learn, threads=torch.get_num_threads()):
+        was = torch.get_num_threads()
         torch.set_num_threads(threads)
         learn.fit_one_cycle(1, step3.lr)
+        torch.set_num_threads(was)
     return {'step3.py': partial(fit, learn), 'the same in a bare PyTorch loop': bare(one), 'on one thread': partial(fit, one, 1),
             'with ordinary convolutions, fewer channels': partial(fit, plain), 'without the crop to 24×24': partial(fit, whole),
             'the same net in the usual way': usual(one), 'all of `step3.py --epochs 4`': partial(command, 4)}

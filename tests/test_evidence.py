@@ -32,7 +32,7 @@ def test_every_number_of_a_step_is_in_its_tables(step):
     text = re.sub(r'\n +[+-]\d.*', '', text)  # the rows: the test above compares them whole
     numbers = set(re.findall(r'[+-]?\d+\.\d+', text))
     assert len(numbers) >= 3 and numbers <= may, numbers - may
-    assert set(re.findall(r'epoch (\d+ to \d+)', re.sub(r'\s+', ' ', text))) <= {evidence.summary(n)['first'] for n in names}
+    assert set(re.findall(r'from\s+epoch (\d+(?: to \d+)?)', text)) <= {evidence.summary(n)['first'] for n in names}
 
 @pytest.mark.parametrize('page', ['README.md', 'results/README.md'])
 def test_every_accuracy_in_prose_is_in_a_table(page):
@@ -70,6 +70,10 @@ def test_numbers_of_the_nets_in_the_texts():
     assert f'earlier it is at {fields(earlier)} (the last map is {earlier[7].kernel_size[0]}×{earlier[7].kernel_size[1]} then)' in text
     assert f'one layer later at {later}' in text
 
+def test_epochs_with_and_without_the_ema_in_the_text():
+    text = re.sub(r'\s+', ' ', step3.__doc__)
+    assert f'from epoch {evidence.summary("without-EMA").first} on, with it from epoch {evidence.summary("step3").first} on' in text
+
 def test_wrong_numbers_are_put_right(tmp_path):
     page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'
     page.write_text(text.format('12%', '-9.99 ± 0.01', 'old'), encoding='utf-8')
@@ -104,10 +108,13 @@ def test_every_run_reaches_its_target_but_not_that_of_the_next_step():
         met,n = evidence.met(step, after.target),len(evidence.test_runs(step))
         assert met < n and f'meets this in {met} of {n} seeds' in re.sub(r'\s+', ' ', after.__doc__)
 
-def test_intervals():
+def test_intervals_and_signs(monkeypatch):
     d = pd.Series([.1, .2, .3, .2, .2])
     assert evidence.interval(d) == pytest.approx(2.776*d.std()/5**.5, rel=1e-3)  # Student's t, four degrees of freedom
     assert evidence.interval(d, extra=1/5) == pytest.approx(evidence.interval(d)*2**.5)
+    for value,said in ((-.001, '+0.00 ± 0.00'), (-.006, '-0.01 ± 0.00')):
+        monkeypatch.setattr(evidence, 'difference', lambda name: pd.Series([value]*3))
+        assert evidence.words('step3') == said
 
 def test_the_steps_are_what_the_rules_took():
     for name in runs[(runs.fold > 0) & ~runs.experiment.isin(steps)].experiment.unique():

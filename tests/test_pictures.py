@@ -93,6 +93,13 @@ def test_files(tmp_path, suffix):
     assert apart(mnist_form(path), mnist_form(drawn())) < (4 if suffix in ('jpg', 'webp') else 1)
     assert torch.equal(mnist_form(path), mnist_form(str(path)))
 
+def test_exif_orientation_of_a_file(tmp_path):
+    turned = drawn().transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[274] = 6
+    turned.save(tmp_path/'turned.jpg', exif=exif, quality=95)
+    assert apart(mnist_form(tmp_path/'turned.jpg'), mnist_form(drawn())) < 8 < 25 < apart(mnist_form(turned), mnist_form(drawn()))
+
 @pytest.mark.parametrize('width', [6, 14, 24])
 def test_an_image_in_mnists_form_stays_as_it_is(width):
     x = mnist_form(drawn(width=width))
