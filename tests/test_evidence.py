@@ -70,8 +70,10 @@ def test_numbers_of_the_nets_in_the_texts():
     assert f'earlier it is at {fields(earlier)} (the last map is {earlier[7].kernel_size[0]}×{earlier[7].kernel_size[1]} then)' in text
     assert f'one layer later at {later}' in text
 
-def test_epochs_with_and_without_the_ema_in_the_text():
-    text = re.sub(r'\s+', ' ', step3.__doc__)
+def test_deviations_and_epochs_in_the_texts():
+    for step,of in dict(step1=['step1'], step2=['step2'], step3=['step2', 'step3']).items():
+        text = re.sub(r'\s+', ' ', steps[step].__doc__)
+        assert re.findall(r'standard deviation of (\S+) percentage points', text) == [evidence.summary(name).sd for name in of]
     assert f'from epoch {evidence.summary("without-EMA").first} on, with it from epoch {evidence.summary("step3").first} on' in text
 
 def test_wrong_numbers_are_put_right(tmp_path):
