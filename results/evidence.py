@@ -7,7 +7,7 @@ The accuracy of a run is the mean over its last five epochs, never its best epoc
 import re
 from functools import cache
 
-from record import experiments, here, parts, step3
+from record import experiments, here, parts, step3, value_of, values
 from data import RandomWarp, mnist_form
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
 from fastai.vision.all import AttrDict, TensorImageBW, set_seed, show_images
@@ -125,20 +125,29 @@ def changes_table():
 def folds_table():
     rows = []
     for name in experiments:
-        if name in steps or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
+        if name in steps or name.split('-')[0] in values or not experiments[name][2]: continue
+        if not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
         accuracy = f'{d:+z.3f}' + (f' ± {half:.3f}' if len(ratio) == 6 else '')  # of fewer folds an interval says little
         rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',
                      accuracy, str(n), f'{1 + (name in parts)}: {decided(name)}'])
     return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'rule: outcome'], rows)
 
+def values_table():
+    "Step 3's numbers, and what a smaller and a larger one did to the loss on the folds."
+    def cell(name, value):
+        ratio = on_folds(f'{name}-{value}')[0]
+        return f'{value}: {100*(ratio.mean() - 1):+.1f}% ({(ratio < 1).sum()}/{len(ratio)})'
+    return markdown(['step 3', 'smaller', 'larger'],
+                    [[f'{what} {value_of(name)}', *(cell(name, o) for o in others)] for name,(what,*others) in values.items()])
+
 def speed_table():
     times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
     ratio = times.div(times['step3.py'], axis=0).median()
-    return markdown(['an epoch of step 3, training and testing', 'seconds', 'against step 3'],
-                    [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f} times'] for what in times])
+    return markdown(['an epoch of step 3, with testing', 'seconds', 'against step 3'],
+                    [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f}×'] for what in times])
 
-tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, speed=speed_table)
+tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, values=values_table, speed=speed_table)
 
 def row(name):
     "What a step's text says of change `name`: difference, seeds that meet the target, significance."

@@ -74,8 +74,8 @@ def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
     return learn
 
 step3_constant = SimpleNamespace(__name__='step3', target=step3.target, learner=step3.learner, train=constant)
-# What step 3's numbers could be instead, for the first rule of README.md. Those from `bs` on were fixed on 26 November 2026 before their runs
-# on the folds. As so many are tried at once, one that passes must pass again with seeds 2 and 3.
+# What step 3's numbers could be instead, for the first rule of README.md. Those from `bs` on were fixed on 26 November 2026 before their
+# runs on the folds. As so many are tried at once, one that passes must pass again with seeds 2 and 3.
 values = dict(wd=('weight decay', .01, .3), lr=('peak rate', 5e-3, 3e-2), bs=('batches of', 128, 512), pct_start=('warm-up', .05, .2),
               ema=('EMA', 4, 18), degrees=('rotation', 4, 16), shift=('shift', .6, 2.4), scale=('change of size', .03, .12),
               shear=('shear', .1, .4), elastic=('elastic distortion', .2, .8))
