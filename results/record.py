@@ -118,6 +118,7 @@ experiments = {
     'elastic-only':    (step3, dict(warp={**still, 'elastic': step3.warp['elastic']}), 'the elastic distortion only'),
     'without-elastic': (step3, dict(warp={**step3.warp, 'elastic': 0}), 'without the elastic distortion'),
     'without-EMA':     (step3, dict(ema=0), 'without EMA'),
+    'with-dropout':    (step3, dict(model=Model_2), 'with the dropout of step 2'),
     'without-crop':    (step3, dict(model=uncropped), 'without the crop to 24×24'),
     'ReLU':            (step3, dict(model=partial(relu, Model_3)), 'ReLU for SiLU, in step 3'),
     'average-pooling': (step3, dict(model=partial(average_pooling, Model_3)), 'plain global average pooling, in step 3'),
