@@ -8,7 +8,7 @@ Result
     recorded: seeds 0 to 19, last 5 of 15 epochs: mean 99.62% ± 0.02 (95% interval), lowest 99.54%
     this run: {this_run}
 Analysis
-    The net is that of step 2 without its dropout: here that is inconclusive, and the folds refused it (results/README.md).
+    The net is that of step 2 without its dropout, whose effect here is inconclusive; held-out folds refused it (results/README.md).
     Change in test accuracy in percentage points, 95% interval over ten seeds, seeds that meet the target, significant (Holm's correction):
         +0.24 ± 0.04  20 of 20  yes  all of step 3, against step 2
         -0.07 ± 0.03  10 of 10  yes  without augmentation

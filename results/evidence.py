@@ -123,10 +123,9 @@ def changes_table():
                      for step,_,what,n in rows for k in [summary(n)]])
 
 def folds_table():
-    rows = []
+    rows,elsewhere = [],{*steps, *(f'{name}-{o}' for name,(_,*others) in values.items() for o in others)}  # in `values_table`
     for name in experiments:
-        if name in steps or name.split('-')[0] in values or not experiments[name][2]: continue
-        if not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
+        if name in elsewhere or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
         ratio,d,half,n = on_folds(name)
         accuracy = f'{d:+z.3f}' + (f' ± {half:.3f}' if len(ratio) == 6 else '')  # of fewer folds an interval says little
         rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',

@@ -76,6 +76,13 @@ def test_deviations_and_epochs_in_the_texts():
         assert re.findall(r'standard deviation of (\S+) percentage points', text) == [evidence.summary(name).sd for name in of]
     assert f'from epoch {evidence.summary("without-EMA").first} on, with it from epoch {evidence.summary("step3").first} on' in text
 
+def test_what_the_texts_call_inconclusive_includes_zero():
+    "And nothing else does."
+    for step,names in dict(step1=['step1-lr-0.009'], step2=['step2-large-kernel', 'step2-pool-later'],
+                           step3=['without-elastic', 'with-dropout', 'constant-0.006', 'wd-0.01', 'bs-128']).items():
+        found = {n: evidence.difference(n) for n in evidence.changes().values() if evidence.base(n) == step and n not in steps}
+        assert {n for n,d in found.items() if abs(d.mean()) <= evidence.interval(d)} == {*names} and 'inconclusive' in steps[step].__doc__
+
 def test_wrong_numbers_are_put_right(tmp_path):
     page,text = tmp_path/'step2.py','recorded: {}\n{}  all of step 2, against step 1\n<!-- table steps -->\n{}\n<!-- end -->\n'
     page.write_text(text.format('12%', '-9.99 ± 0.01', 'old'), encoding='utf-8')
