@@ -50,8 +50,8 @@ def p4(ni, nf, pad=1, pool=False, lift=False, p=0.):
     return block(P4Conv2d(ni, nf, pad, lift), 4*nf, pool, p)
 
 def head(nf, size):
-    """From maps (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global average pooling with a learned weight
-    per position, then a linear layer."""
+    """From maps (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global pooling with a learned weight per
+    channel and position, then a linear layer."""
     return nn.Conv2d(nf, nf, size, groups=nf, bias=False), nn.Flatten(), nn.Linear(nf, 10)
 
 

@@ -12,6 +12,7 @@ from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCatego
 from fastcore.script import CliError
 
 import data, step1, step3
+from conftest import project
 from data import RandomWarp, clean_train, load_digits, mnist_dls, not_mnist
 
 def batches(dl): return [(x.as_subclass(Tensor), y.as_subclass(Tensor)) for x,y in dl]
@@ -211,4 +212,7 @@ def test_real_mnist():
     assert (len(whole.train_ds), len(whole.valid_ds), len(held.train_ds), len(held.valid_ds)) == (60_000, 10_000, 50_000, 10_000)
     x = whole.train_ds.x.float()/255
     assert abs(x.mean() - data.mean) < 1e-4 and abs(x.std() - data.std) < 1e-4
+    x = whole.train_ds.x
+    ink = (x.sum((1, 2, 3)) > x[..., 2:-2, 2:-2].sum((1, 2, 3))).float().mean()  # outside the 24×24 pixels that step 3 sees
+    assert f'cuts off ink in {ink:.0%} of the digits' in (project/'results'/'README.md').read_text(encoding='utf-8')
     assert torch.equal(torch.cat([held.train_ds.x, held.valid_ds.x]), whole.train_ds.x)

@@ -75,6 +75,8 @@ def test_deviations_and_epochs_in_the_texts():
         text = re.sub(r'\s+', ' ', steps[step].__doc__)
         assert re.findall(r'standard deviation of (\S+) percentage points', text) == [evidence.summary(name).sd for name in of]
     assert f'from epoch {evidence.summary("without-EMA").first} on, with it from epoch {evidence.summary("step3").first} on' in text
+    last = (evidence.late('without-EMA', 1) - evidence.late('step3', 1)).dropna().squeeze()
+    assert abs(last.mean()) <= evidence.interval(last) and 'after the last epoch alone its effect is inconclusive (exploratory)' in text
 
 def test_what_the_texts_call_inconclusive_includes_zero():
     "And nothing else does."
@@ -97,6 +99,7 @@ def test_recorded_runs_are_whole():
         rows,n = whole.get_group((run.experiment, run.fold, run.seed)),json.loads(run.recipe)['epochs']
         assert rows.epoch.tolist() == [*range(1, n+1)]
         if isinstance(run.wrong, str): assert len(run.wrong.split()) == round(10_000*(1 - rows.valid_accuracy.iloc[-1]))
+    assert f'{runs.wrong.isna().sum()} older runs lack them' in (evidence.here/'README.md').read_text(encoding='utf-8')
     for name,found in runs[runs.fold == 0].groupby('experiment'): assert sorted(found.seed) == [*range(len(found))]  # none is left out
 
 @pytest.mark.parametrize('name', runs.experiment.unique())
