@@ -144,7 +144,7 @@ def finish(learn, saved, text, target, seconds):
     status,words = verdict(rows, target, on_mnist)
     measured = f'last {len(last)} of {len(rows)} epochs: mean {last.mean():.2%}, lowest {last.min():.2%}'
     print(f"""
-{text.strip().format(this_run=measured + ('' if on_mnist else f', on {not_mnist}'))}
+{(text or '').strip().format(this_run=measured + ('' if on_mnist else f', on {not_mnist}'))}
 
 This run
     last epochs  {' '.join(f"{a:.2%}" for a in last)} (target {target:.2%})
@@ -168,7 +168,7 @@ def run(step, train, target, text, resume, **options):  # epochs, lr, seed, mode
     if epochs > max_epochs: print(f'*** {epochs} epochs: the rule is at most {max_epochs}; the run will not be judged.', file=sys.stderr)
     print(table(nets[model]()))
     saved,start = Checkpoint(step, resume, **options),time.perf_counter()
-    cbs = [saved] if sys.stdout.isatty() or IN_NOTEBOOK else [saved, PlainLog()]
+    cbs = [saved] if IN_NOTEBOOK or sys.stdout and sys.stdout.isatty() else [saved, PlainLog()]
     try:
         learn = train(epochs=epochs, lr=lr, cbs=cbs, model=nets[model], seed=seed, data=data)
         return finish(learn, saved, text, target, time.perf_counter() - start)

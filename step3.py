@@ -64,12 +64,13 @@ class EMA(Callback):
         self.before_train()  # when a validation was interrupted
         self.mean = AveragedModel(self.model, avg_fn=self.average, use_buffers=True)
     def before_train(self):
-        if self.weights: self.model.load_state_dict(self.weights)
+        if self.weights and all(map(torch.equal, self.model.state_dict().values(), self.mean.module.state_dict().values())):
+            self.model.load_state_dict(self.weights)  # unless others have been loaded meanwhile
         self.weights = None
     def after_batch(self):
         if self.training: self.mean.update_parameters(self.model)
     def before_validate(self):
-        if not self.mean: return  # `learn.validate()` after a fit
+        if not self.mean or self.weights: return  # not in a fit; or the net holds the EMA already
         self.weights = deepcopy(self.model.state_dict())
         self.model.load_state_dict(self.mean.module.state_dict())
     def after_fit(self):

@@ -182,6 +182,10 @@ def test_a_recorded_seed_trains_again_to_the_same_numbers(step):
     if all(run[k] == v for k,v in here.items()): assert now.equals(then)  # bit-identical, as far as it is told
     else: assert (abs(now - then).train_accuracy[1:] < .003).all()
 
+def test_only_mnist_is_recorded_in_the_tables(monkeypatch):
+    monkeypatch.setattr(sys, 'argv', ['record.py', 'step1', '--data', 'digits', '--to', os.path.relpath(record.here)])
+    with pytest.raises(SystemExit, match='2'): record.main()
+
 def test_a_recording_survives_kills(tmp_path):
     "Of the recording, between its two files as well, and of one of the two workers of a Dask cluster: every run is there once."
     started = []

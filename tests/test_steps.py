@@ -5,7 +5,7 @@ import nbclient, nbformat
 import pandas as pd
 import pytest
 import torch
-from fastai.vision.all import Callback, SaveModelCallback, hook_output
+from fastai.vision.all import Callback, FetchPredsCallback, SaveModelCallback, hook_output
 
 import data, report, step1, step2, step3
 from conftest import offline, project
@@ -58,7 +58,7 @@ def with_table():
 
 @pytest.mark.parametrize('part', [step3.ema, 2, 0])
 def test_ema_is_validated_and_left_in_the_net_at_the_end(part):
-    "Without an EMA these are the training weights."
+    "Without an EMA these are the training weights. Each validation is followed by another one, inside it."
     def is_mean(): return torch.allclose(weights(watch.model), watch.mean, atol=1e-5)
     class Watch(Callback):
         "Computes the average by hand, and compares."
@@ -74,12 +74,12 @@ def test_ema_is_validated_and_left_in_the_net_at_the_end(part):
                 assert is_mean()
                 self.seen += 1
     watch = Watch()
-    learn = step3.train(epochs=3, data='digits', cbs=watch, model=with_table, ema=part)
+    learn = step3.train(epochs=3, data='digits', cbs=[watch, FetchPredsCallback()], model=with_table, ema=part)
     watch.learn = learn
-    assert watch.seen == 3*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
+    assert watch.seen == 3*2*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
 
 def test_an_interrupted_validation_leaves_the_training_weights():
-    "The next fit starts from them, with the module that was there."
+    "The next fit starts from them, with the module that was there, or from what was loaded meanwhile."
     class Break(Callback):
         def after_train(self): self.now = weights(self.model)
         def before_batch(self):
@@ -92,6 +92,11 @@ def test_an_interrupted_validation_leaves_the_training_weights():
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
     learn.fit(1, cbs=start)
     assert learn.model is net and torch.equal(stop.now, start.now)
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
+    net.load_state_dict(step3.learner(data='digits', seed=1).model.state_dict())
+    loaded = weights(net)
+    learn.get_preds()
+    assert torch.equal(weights(net), loaded)
 
 def test_save_model_callback_leaves_the_weights_whose_accuracy_was_printed():
     learn = step3.train(epochs=12, data='digits', lr=3e-2, cbs=SaveModelCallback(monitor='valid_accuracy', fname='best'))
@@ -150,6 +155,11 @@ def test_command_line(run, tmp_path):
 def test_command(step, tmp_path, capsys):
     assert steps[step].main(epochs=2, data='digits', seed=1) == 0
     check_run(step, capsys.readouterr().out, tmp_path/'runs'/step/'not-MNIST')
+
+def test_without_stdout_and_docstrings(monkeypatch, no_pictures):
+    for what in ('sys.stdout', 'step1.__doc__'):  # `>&-`, `python -OO`
+        monkeypatch.setattr(what, None)
+        assert step1.main(epochs=1, data='digits') == 0
 
 def test_an_encoding_without_all_characters(monkeypatch, no_pictures):
     out = io.BytesIO()
