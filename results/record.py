@@ -180,7 +180,7 @@ def main():
     cli.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side on this machine (default: one per core)')
     cli.add_argument('--scheduler', metavar='ADDRESS', help='a Dask scheduler, whose workers train in place of this machine')
     args = cli.parse_args()
-    if args.data in ('auto', 'digits') and args.to.resolve() == here: cli.error('what is not MNIST is not recorded here: give another folder by --to')
+    if args.data in ('auto', 'digits') and args.to.resolve() == here: cli.error('only MNIST is recorded here: give another folder by --to')
     from dask.distributed import Client, as_completed
     commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=here, capture_output=True, text=True).stdout.strip()
     done = set(table(args.to/'runs.csv')[key].itertuples(index=False, name=None))
