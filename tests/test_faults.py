@@ -105,10 +105,11 @@ def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_pat
         torch.load(interrupted, weights_only=False)
         assert (tmp_path/'mark').exists()
 
-def test_checkpoint_of_another_device_is_refused_not_called_damaged(interrupted):
+@pytest.mark.parametrize('key', ['device', 'threads', 'torch', 'trains_on'])
+def test_checkpoint_of_another_machine_is_refused_not_called_damaged(interrupted, key):
     state = torch.load(interrupted, weights_only=True)
-    torch.save({**state, 'recipe': {**state['recipe'], 'device': 'cuda:0'}}, interrupted)
-    assert main(resume=True).endswith('is of another run: device cuda:0 there, cpu here.')
+    torch.save({**state, 'recipe': {**state['recipe'], key: 'other'}}, interrupted)
+    assert main(resume=True).endswith(f'is of another run: {key} other there, {state["recipe"][key]} here.')
 
 @posix
 def test_ctrl_c_stops_cleanly(tmp_path):

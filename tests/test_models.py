@@ -63,6 +63,8 @@ def test_receptive_fields_against_gradients(net):
 
 @pytest.mark.parametrize('net', nets)
 def test_table(net):
-    rows,text = layers(net()),table(net())
+    one = net()
+    rows,text = layers(one),table(net())
+    assert one.training and not any(m._forward_hooks or getattr(m, 'num_batches_tracked', 0) for m in one.modules())  # as it was
     assert sum(r[2] for r in rows) == count(net()) and rows[-1][1] == (10,) and rows[-1][3] >= 28  # the whole image is seen
     assert f'{count(net()):,}' in text and len(text.splitlines()) == len(rows) + 2
