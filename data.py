@@ -77,7 +77,7 @@ def mnist_form(o):
     x = grey = np.asarray(image.reduce(max(1, max(image.size)//128)))  # at most 255 pixels long: averages noise
     side,near = min(x.shape),np.ones((3, 3))
     rim = ~ndimage.binary_erosion(np.ones(x.shape), near, max(1, side//10))
-    x = x * np.sign(x.min() + x.max() - 2*np.median(x[rim]))  # what differs most from the ground at the rim is ink: now it is light
+    x = x * np.sign(((x - ndimage.uniform_filter(x, side))**3).sum())  # what differs most from its surroundings is ink: now it is light
     x = x - ndimage.grey_opening(np.pad(x, side, 'edge'), side*3//4 + 1)[side:-side, side:-side]  # the ground and its shade
     n,edges = np.histogram(x, 256)
     n,s = n.cumsum(),(n*edges[:-1]).cumsum()

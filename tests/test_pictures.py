@@ -253,3 +253,11 @@ def test_pretrained_is_the_recorded_seed_0(tmp_path):
     assert abs((read([Image.fromarray(o) for o in x]) == y).float().mean() - (guess == y).float().mean()) <= .001
     for i in range(1000): pencilled(enlarged(x[10*i]), i).save(tmp_path/f'{i}.png')  # the JPEG is read already: PNG keeps it
     assert (read([tmp_path/f'{i}.png' for i in range(1000)]) == y[::10]).float().mean() >= .994
+
+def test_paper_on_a_dark_table_is_not_taken_for_the_ink():
+    "Though most of the picture's rim is table."
+    paper = Image.new('L', (360, 300), 200)
+    ImageDraw.Draw(paper).line([(140, 80), (220, 80), (165, 220)], 45, 9)
+    table = paper.copy()
+    for x in (0, 315): table.paste(50, (x, 0, x+45, 300))
+    assert (mnist_form(table).float() - mnist_form(paper).float()).abs().mean() < 2
