@@ -124,7 +124,7 @@ def rows(*accuracies): return pd.DataFrame(dict(valid_accuracy=accuracies), inde
 
 @pytest.mark.parametrize('accuracies, status', [
     ((.5, .994, .995, .994), 0), ((.999, .999, .999, .9939), 1), ((.999, .9939, .999, .999), 1), ((.994,), 0), ((.9939,), 1),
-    ((.1,)*16, 0)])  # more epochs than the rule allows: not judged
+    ((.1,)*15, 1), ((.1,)*16, 0)])  # more epochs than the rule allows: not judged
 def test_verdict(accuracies, status):
     got,words = report.verdict(rows(*accuracies), .994)
     assert got == status and ('MISSED' in words) == bool(status)
