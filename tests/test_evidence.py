@@ -7,6 +7,7 @@ from fastai.vision.all import Callback, CancelFitException
 
 import evidence, record, report, step1, step2, step3
 from conftest import offline, project
+from data import load_digits
 from models import Model_1, Model_2, Model_5, count, layers
 
 steps = dict(step1=step1, step2=step2, step3=step3)
@@ -185,6 +186,12 @@ def test_a_recorded_seed_trains_again_to_the_same_numbers(step):
 def test_only_mnist_is_recorded_in_the_tables(monkeypatch):
     monkeypatch.setattr(sys, 'argv', ['record.py', 'step1', '--data', 'digits', '--to', os.path.relpath(record.here)])
     with pytest.raises(SystemExit, match='2'): record.main()
+
+def test_a_run_is_recorded_as_it_was():
+    (run,rows),(_,held) = (record.train('step1', fold, 0, 'digits') for fold in (0, 1))
+    assert rows.valid_loss.iloc[-1] != held.valid_loss.iloc[-1] and run['clean_accuracy'] != rows.valid_accuracy.iloc[-1]
+    labels = load_digits()[1][1]
+    assert run['wrong'] and all(labels[int(i)] != int(guess) for i,guess in (o.split(':') for o in run['wrong'].split()))
 
 def test_a_recording_survives_kills(tmp_path):
     "Of the recording, between its two files as well, and of one of the two workers of a Dask cluster: every run is there once."

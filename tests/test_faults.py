@@ -105,11 +105,12 @@ def test_damaged_or_malicious_checkpoint_is_refused(interrupted, damage, tmp_pat
         torch.load(interrupted, weights_only=False)
         assert (tmp_path/'mark').exists()
 
-@pytest.mark.parametrize('key', ['device', 'threads', 'torch', 'trains_on'])
-def test_checkpoint_of_another_machine_is_refused_not_called_damaged(interrupted, key):
+@pytest.mark.parametrize('key, there, here', [('device', 'cuda:0', 'cpu'), ('threads', 99, torch.get_num_threads()),
+    ('torch', '1.0', torch.__version__), ('trains_on', 'MNIST, training', f'{report.not_mnist}, training')])
+def test_checkpoint_of_another_machine_is_refused_not_called_damaged(interrupted, key, there, here):
     state = torch.load(interrupted, weights_only=True)
-    torch.save({**state, 'recipe': {**state['recipe'], key: 'other'}}, interrupted)
-    assert main(resume=True).endswith(f'is of another run: {key} other there, {state["recipe"][key]} here.')
+    torch.save({**state, 'recipe': {**state['recipe'], key: there}}, interrupted)
+    assert main(resume=True).endswith(f'is of another run: {key} {there} there, {here} here.')
 
 @posix
 def test_ctrl_c_stops_cleanly(tmp_path):
@@ -178,7 +179,7 @@ def test_command_lines(line, monkeypatch, capsys, tmp_path):
     "A run, or status 1 with one line on why not, or status 2 with what is wrong; any other exception fails the test."
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'nothing'))
     monkeypatch.setattr('data.MNIST.mirrors', ['http://127.0.0.1:9/'])
-    monkeypatch.setattr(sys, 'argv', ['step3.py', *line.split(), *([] if '--data' in line else ['--data', 'digits'])])
+    monkeypatch.setattr(sys, 'argv', ['step3.py', *line.split(), *([] if '--data' in line or line in good else ['--data', 'digits'])])
     with pytest.raises(SystemExit) as e: runpy.run_path(project/'step3.py', run_name='__main__')
     said = capsys.readouterr().err.splitlines() + ([e.value.code] if isinstance(e.value.code, str) else [])
     said = [l for l in said if not l.startswith('***')]

@@ -1,5 +1,6 @@
 "The steps: learner, training, repeatability, the command line, what is saved, what is said of it, and a notebook."
 import io, os, re
+from functools import partial
 
 import nbclient, nbformat
 import pandas as pd
@@ -92,11 +93,12 @@ def test_an_interrupted_validation_leaves_the_training_weights():
     with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
     learn.fit(1, cbs=start)
     assert learn.model is net and torch.equal(stop.now, start.now)
-    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
-    net.load_state_dict(step3.learner(data='digits', seed=1).model.state_dict())
-    loaded = weights(net)
-    learn.get_preds()
-    assert torch.equal(weights(net), loaded)
+    other = step3.learner(data='digits', seed=1).model
+    for go in (learn.get_preds, partial(learn.fit, 1, cbs=start)):
+        with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=stop)
+        net.load_state_dict(other.state_dict())
+        go()
+        assert torch.equal(weights(net) if go == learn.get_preds else start.now, weights(other))
 
 def test_save_model_callback_leaves_the_weights_whose_accuracy_was_printed():
     learn = step3.train(epochs=12, data='digits', lr=3e-2, cbs=SaveModelCallback(monitor='valid_accuracy', fname='best'))
@@ -150,6 +152,7 @@ def test_command_line(run, tmp_path):
     learn = step3.train(epochs=2, data='digits', seed=1)  # the same in another process
     assert pd.read_csv(folder/'history.csv', index_col='epoch').equals(report.history(learn))
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in torch.load(folder/'weights.pth', weights_only=True).items())
+    assert f'train        {learn.validate(dl=data.clean_train(learn.dls))[1]:.2%} ' in done.stdout
 
 @pytest.mark.parametrize('step', ['step1', 'step2'])
 def test_command(step, tmp_path, capsys):
