@@ -34,7 +34,7 @@ from data import RandomWarp, mnist_dls
 from fastai.vision.all import *
 from fastcore.script import call_parse
 from models import Model_3
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
@@ -55,14 +55,15 @@ class EMA(Callback):
     mean = weights = None  # within a fit: the EMA of the net, and the training weights while the net holds the EMA
 
     def __init__(self, part): self.part = part
-    def average(self, mean, now, n):
-        """After `n` batches. The decay grows with them, to forget the first ones: batch k counts in proportion to about k to the power of
-        `part`-1 (with 9 as in TensorFlow's `ExponentialMovingAverage`, without its cap)."""
-        return mean.lerp(now, 1 - (1+int(n))/(1+int(n)+self.part)) if mean.is_floating_point() else now
+    def average(self, means, now, n):
+        """After `n` batches, of all tensors of one type. The decay grows with the batches, to forget the first ones: batch k counts in
+        proportion to about k to the power of `part`-1 (with 9 as in TensorFlow's `ExponentialMovingAverage`, without its cap)."""
+        decay = (1+int(n)) / (1+int(n)+self.part) if means[0].is_floating_point() else 0  # whole numbers are taken over
+        get_ema_multi_avg_fn(decay)(means, now, n)
 
     def before_fit(self):
         self.before_train()  # when a validation was interrupted
-        self.mean = AveragedModel(self.model, avg_fn=self.average, use_buffers=True)
+        self.mean = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
     def before_train(self):
         if self.weights and all(map(torch.equal, self.model.state_dict().values(), self.mean.module.state_dict().values())):
             self.model.load_state_dict(self.weights)  # unless others have been loaded meanwhile

@@ -36,7 +36,7 @@ def bare(learn):
     "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), EMA and metrics, all in memory."
     net,warp = type(learn.model)().to(memory_format=torch.channels_last),data.RandomWarp(**step3.warp)
     opt = torch.optim.AdamW(net.parameters(), step3.lr, (.9, .99), 1e-5, step3.wd)
-    ema = AveragedModel(net, avg_fn=learn.ema.average, use_buffers=True)
+    ema = AveragedModel(net, multi_avg_fn=learn.ema.average, use_buffers=True)
     def batches(ds, idxs):
         for idx in idxs:
             x = warp(TensorImageBW(ds.x[idx].float().div_(255)), split_idx=ds.split_idx).as_subclass(torch.Tensor)
