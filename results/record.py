@@ -151,8 +151,9 @@ def train(name, fold, seed, data='mnist'):
     with learn.no_bar(), learn.no_logging(): clean,(logits,labels) = learn.validate(dl=clean_train(learn.dls))[1],learn.get_preds()
     guess = logits.argmax(1)
     run = dict(zip(key, (name, fold, seed)), parameters=count(learn.model), seconds=seconds, threads=torch.get_num_threads(),
-               device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu', cpu=torch.backends.cpu.get_cpu_capability(), system=platform.platform(terse=True),
-               python=platform.python_version(), torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
+               device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
+               cpu=torch.backends.cpu.get_cpu_capability(), system=platform.platform(terse=True), python=platform.python_version(),
+               torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
                clean_accuracy=round(clean, 6), recipe=recipe(name),
                wrong=' '.join(f'{i}:{guess[i]}' for i in (guess != labels).nonzero().flatten().tolist()))
     return run, epochs
