@@ -133,7 +133,8 @@ parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-cro
 def recipe(name):
     """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a digest of the net.
     Runs up to commit 4afa26d had an `ema` of 0.998, a cap on the decay that none reached. Put as 9 since: the numbers are bit-identical.
-    Runs up to commit 29f0bd0 named the function that made the net; here it is the net's class."""
+    Runs up to commit 29f0bd0 named the function that made the net; here it is the net's class. The digest of `step3-GPU`, of PyTorch 2.11,
+    which prints batch norm otherwise, is put as 2.15 prints it."""
     step,change,_ = experiments[name]
     found = {o.name: o.default for f in (step.learner, step.train) for o in inspect.signature(f).parameters.values()} | change
     net = found['model']()

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
+os.environ['NVIDIA_TF32_OVERRIDE'] = '0'  # a GPU calculates as exactly as a CPU
 
 project = Path(__file__).resolve().parent.parent
 offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused

@@ -18,7 +18,7 @@ from data import RandomWarp, clean_train, load_digits, mnist_dls, not_mnist
 def batches(dl): return [(x.as_subclass(Tensor), y.as_subclass(Tensor)) for x,y in dl]
 def pixels(dl):
     "All images of a loader, back to 0..255, and all labels."
-    x,y = (torch.cat(o) for o in zip(*batches(dl)))
+    x,y = (torch.cat(o).cpu() for o in zip(*batches(dl)))
     return (x*data.std + data.mean) * 255, y
 
 def test_shapes_types_normalization():
@@ -57,13 +57,13 @@ def test_test_images_are_never_augmented():
 
 def test_the_bare_net_on_normalized_images_is_the_whole_inference():
     learn = step3.train(epochs=2, data='digits')
-    x = load_digits()[1][0]
+    x = learn.dls.valid_ds.x
     with torch.no_grad(): bare = learn.model.eval()((x/255 - data.mean)/data.std).softmax(1)
-    assert torch.allclose(bare, learn.get_preds()[0].as_subclass(Tensor), atol=1e-5)
+    assert torch.allclose(bare.cpu(), learn.get_preds()[0].as_subclass(Tensor), atol=1e-5)
 
 def test_batches_are_made_lazily():
     "fastai hands over an endless stream for `unique`, and nothing to a worker without a batch."
-    dls = mnist_dls('digits', bs=4)
+    dls = mnist_dls('digits', bs=4, device='cpu')  # CUDA tensors cannot go to a forked worker
     batches = dls.train.create_batches(iter(int, 1))
     assert next(batches)[0].shape == (4, 1, 28, 28)
     dls.train.show_batch(unique=True)
@@ -190,9 +190,9 @@ def test_all_of_fastai_works(tmp_path, monkeypatch):
     learn.dls.valid.show_batch(max_n=4)
     learn.show_results(max_n=4)
     learn.recorder.plot_loss()
-    x = learn.dls.valid_ds.x
+    x = learn.dls.valid_ds.x.cpu()
     preds,truth = learn.get_preds()
-    assert torch.equal(truth, learn.dls.valid_ds.y)
+    assert torch.equal(truth, learn.dls.valid_ds.y.cpu())
     augmented,same = learn.tta(n=2)
     assert torch.equal(same, truth) and not torch.allclose(augmented, preds) and torch.equal(learn.get_preds()[0], preds)
     interp = ClassificationInterpretation.from_learner(learn)

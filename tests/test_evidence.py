@@ -163,6 +163,11 @@ def test_times_in_the_readme():
     seconds = pd.read_csv(evidence.here/'speed.csv')
     assert seconds['all of `step3.py --epochs 4`'].max() < 60  # "under a minute"
     assert 2 < 15*seconds['step3.py'].max()/60 < 3             # "three minutes", with start and pictures
+    found,k = evidence.test_runs('step3-GPU'),evidence.summary('step3-GPU')
+    assert set(found.device) == {'NVIDIA H100 80GB HBM3'} and len(found) == 10
+    text = re.sub(r'\s+', ' ', (project/'README.md').read_text(encoding='utf-8'))
+    assert f'On an H100, ten seeds of step 3: {k.mean}% ± {k.half}, lowest {k.lowest}%, target met {k.met}, ' \
+           f'{found.seconds.min()} to {found.seconds.max()} seconds each' in text
 
 class Epochs(Callback):
     "Ends a fit after three epochs, the schedule being that of the whole."

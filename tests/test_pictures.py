@@ -236,7 +236,7 @@ def test_readme_lines_for_a_picture_offline(run, tmp_path):
 def test_readme_lines_for_onnx(trained, tmp_path, monkeypatch):
     code = next(o for o in re.findall(r'```python\n(.*?)```', readme, re.S) if 'onnx' in o)
     monkeypatch.chdir(tmp_path)
-    images,expected = trained.dls.valid_ds.x.numpy(),trained.get_preds()[0]
+    images,expected = trained.dls.valid_ds.x.cpu().numpy(),trained.get_preds()[0]
     for n in (1, 7, 360):
         found = dict(torch=torch, learn=trained, images=images[:n])
         exec(code if n == 1 else code[code.index('import numpy'):], found)
@@ -246,7 +246,7 @@ def test_readme_lines_for_onnx(trained, tmp_path, monkeypatch):
 def test_pretrained_is_the_recorded_seed_0(tmp_path):
     "Also from pictures: the test images as they are, and 1,000 of them on shaded paper, with noise, as JPEG."
     learn = step3.learner(pretrained=True, data='mnist')
-    x,y = learn.dls.valid_ds.x[:, 0].numpy(),learn.dls.valid_ds.y
+    x,y = learn.dls.valid_ds.x[:, 0].cpu().numpy(),learn.dls.valid_ds.y.cpu()
     def read(pictures): return learn.get_preds(dl=learn.dls.test_dl(pictures))[0].argmax(1)
     guess = learn.get_preds()[0].argmax(1)
     assert {int(i): int(guess[i]) for i in (guess != y).nonzero()} == evidence.wrong('step3')[0]

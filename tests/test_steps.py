@@ -77,7 +77,7 @@ def test_ema_is_validated_and_left_in_the_net_at_the_end(part):
     watch = Watch()
     learn = step3.train(epochs=3, data='digits', cbs=[watch, FetchPredsCallback()], model=with_table, ema=part)
     watch.learn = learn
-    assert watch.seen == 3*2*2 and is_mean() and torch.equal(learn.model.index, torch.arange(9).flip(0))
+    assert watch.seen == 3*2*2 and is_mean() and torch.equal(learn.model.index.cpu(), torch.arange(9).flip(0))
 
 def test_an_interrupted_validation_leaves_the_training_weights():
     "The next fit starts from them, with the module that was there, or from what was loaded meanwhile."
