@@ -10,6 +10,7 @@ import pytest
 import torch
 from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCategory, TensorImageBW, load_learner, set_seed, tensor
 from fastcore.script import CliError
+from torch.nn import functional as F
 
 import data, step1, step3
 from conftest import project
@@ -82,8 +83,13 @@ def test_warp_moves_every_image_its_own_way(kind, limit):
 
 def test_shifts_are_in_pixels_and_rotations_in_degrees(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'uniform_', lambda self, a, b: self.fill_(b))  # every draw at its upper limit
+    monkeypatch.setattr(torch, 'randn', lambda *shape, device: torch.ones(shape))
     x = torch.rand(2, 1, 28, 28)
-    assert torch.allclose(RandomWarp(shift=3)(TensorImageBW(x), split_idx=0)[..., :-3, :-3], x[..., 3:, 3:], atol=1e-4)
+    for kind in ('shift', 'elastic'):
+        moved = RandomWarp(**{kind: 3})(TensorImageBW(x), split_idx=0)
+        assert torch.allclose(moved, F.pad(x[..., 3:, 3:], (0, 3, 0, 3)), atol=1e-4)
+    half = RandomWarp(scale=1)(TensorImageBW(x), split_idx=0)  # twice the size
+    assert torch.allclose(half, F.interpolate(x[..., 6:22, 6:22], scale_factor=2, mode='bilinear')[..., 2:-2, 2:-2], atol=1e-4)
     rotated = RandomWarp(degrees=90)(TensorImageBW(x), split_idx=0)
     assert any(torch.allclose(rotated, torch.rot90(x, k, (2, 3)), atol=1e-3) for k in (1, 3))
 
@@ -167,19 +173,21 @@ def test_packed_files_are_unpacked_without_network(root, mirror, monkeypatch):
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     assert len(mnist_dls(root).train_ds) == 1200
 
-@pytest.mark.parametrize('fault', ['html', 'checksum', 'silent'])
+@pytest.mark.parametrize('fault', ['html', 'checksum', 'silent', 'garbage'])
 def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
     monkeypatch.setattr(data, 'timeout', .5)
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'new'))
     path = mirror/f'{raw_files[1]}.gz'
     good = path.read_bytes()
     with socket.create_server(('127.0.0.1', 0)) as silent, monkeypatch.context() as m:
+        if fault == 'garbage': m.setattr(SimpleHTTPRequestHandler, 'send_response_only', lambda self, *args: self.wfile.write(b'?\r\n'))
         if fault == 'html': path.write_text('<html>Please log in</html>')
         if fault == 'checksum': path.write_bytes(good[:-1] + b'?')
         if fault == 'silent': m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
         with pytest.raises(CliError, match='cannot be downloaded.*--data') as e: mnist_dls('mnist')
         assert len(str(e.value).splitlines()) == 1
         assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
+    assert socket.getdefaulttimeout() is None
     path.write_bytes(good)
     assert len(mnist_dls('mnist').train_ds) == 1200  # what was left by the fault does no harm
 
@@ -200,6 +208,7 @@ def test_all_of_fastai_works(tmp_path, monkeypatch):
     interp.plot_top_losses(4)
     worst = int(interp.top_losses(1)[1])
     assert torch.allclose(interp[[worst]][1][0], preds[worst], atol=1e-5)
+    assert learn.dls.train_ds.new_empty().y.untyped_storage().nbytes() == 0
     learn.export('net.pkl')
     assert (learn.path/'net.pkl').stat().st_size < 300_000  # the net, not the images
     with pytest.warns(UserWarning, match='insecure pickle'): again = load_learner(learn.path/'net.pkl')

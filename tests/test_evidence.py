@@ -208,18 +208,18 @@ def test_a_recording_survives_kills(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         at = f'tcp://127.0.0.1:{s.getsockname()[1]}'
-    run,epochs = record.train('step3-4epochs', 0, 0, 'digits')  # what a killed recording left: a whole run, and half of another
-    record.append(tmp_path, {**run, 'commit': 'none'}, pd.concat([epochs, epochs.iloc[:1].assign(seed=1)]))
+    run,epochs = record.train('step3-4epochs', 1, 0, 'digits')  # what a killed recording left: a whole run, and half of another
+    record.append(tmp_path, {**run, 'commit': 'none'}, pd.concat([epochs, epochs.iloc[:1].assign(fold=2)]))
     try:
         start('-m', 'dask', 'scheduler', '--host', at, '--no-dashboard')
         workers = [start('-m', 'dask', 'worker', at, '--nthreads', 1, '--no-nanny', '--no-dashboard') for _ in range(2)]
-        recording = start('results/record.py', 'step3-4epochs', '--data', 'digits', '--to', tmp_path, '--scheduler', at, '--seeds', 5)
-        assert recording.stdout.readline() == '4 runs to record\n' and recording.stdout.readline()
+        recording = start('results/record.py', 'step3-4epochs', '--data', 'digits', '--to', tmp_path, '--scheduler', at, '--folds', '--seeds', 2)
+        assert recording.stdout.readline() == '11 runs to record\n' and recording.stdout.readline()
         workers[0].kill()
         assert recording.wait(100) == 0
     finally:
         for o in started: o.kill(), o.communicate()
     found,epochs = (pd.read_csv(tmp_path/f'{name}.csv') for name in ('runs', 'epochs'))
-    assert sorted(found.seed) == [0, 1, 2, 3, 4] and len(epochs) == 4*5
-    again = record.train('step3-4epochs', 0, 4, 'digits')[1]  # a worker's other threads change nothing
-    assert epochs[epochs.seed == 4].reset_index(drop=True).equals(again)
+    assert sorted(zip(found.seed, found.fold)) == [(s, f) for s in (0, 1) for f in range(1, 7)] and len(epochs) == 4*12
+    again = record.train('step3-4epochs', 6, 1, 'digits')[1]  # a worker's other threads change nothing
+    assert epochs.query('fold == 6 and seed == 1').reset_index(drop=True).equals(again)

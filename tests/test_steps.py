@@ -21,7 +21,7 @@ every_step = pytest.mark.parametrize('step', steps)
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path, monkeypatch): monkeypatch.chdir(tmp_path)
 
-def weights(net): return torch.cat([p.detach().flatten() for p in net.parameters()])
+def weights(net): return torch.cat([v.flatten() for v in net.state_dict().values() if v.is_floating_point()])
 
 @every_step
 def test_text(step):
@@ -47,7 +47,9 @@ def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
     assert accuracy == pytest.approx(rows.valid_accuracy[n], abs=1e-5) and loss == pytest.approx(rows.valid_loss[n], abs=1e-4)
 
 def test_schedules():
-    rates = [s.train(epochs=3, data='digits').recorder.lrs for s in steps.values()]
+    learns = [s.train(epochs=3, data='digits', bs=200) for s in steps.values()]
+    assert {(l.dls.bs, str(l.model_dir)) for l in learns} == {(200, 'runs')} and learns[2].opt.hypers[0]['wd'] == step3.wd
+    rates = [l.recorder.lrs for l in learns]
     assert set(rates[0]) == {step1.lr} and set(rates[1]) == {step2.lr}
     assert max(rates[2]) == pytest.approx(step3.lr, rel=.05) and rates[2][-1] < step3.lr/30 and 1 <= rates[2].index(max(rates[2])) <= 3
 
@@ -119,6 +121,7 @@ def test_lr_find_and_exploration_leave_the_net_and_the_threads_as_they_are():
     learn = step3.learner(data='digits')
     before = weights(learn.model)
     learn.lr_find(show_plot=False)
+    learn.lr_find(end_lr=1e20, stop_div=False, suggest_funcs=(), show_plot=False)  # through NaN losses
     learn.get_preds()
     assert torch.equal(weights(learn.model), before) and torch.get_num_threads() == threads
 
@@ -138,6 +141,7 @@ def check_run(step, out, folder):
     "What a run of two epochs with seed 1 on the small digits prints and saves."
     parts = [table(step_nets[step]()), 'test (360)', 'train_loss', 'saved', 'Target\n', 'Result\n', 'recorded:',
              'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
+    assert re.findall(r'^ *(\d+) +\d+\.\d{4} ', out, re.M) == ['1', '2']  # the epochs
     places = [out.index(o) for o in parts]
     assert places == sorted(places) and 'NOT MNIST' in out and '\r' not in out and '█' not in out
     assert sorted(f.name for f in folder.iterdir()) == sorted(['history.csv', 'weights.pth', *pictures])
@@ -167,7 +171,9 @@ def test_without_stdout_and_docstrings(monkeypatch, no_pictures):
 def test_an_encoding_without_all_characters(monkeypatch, no_pictures):
     out = io.BytesIO()
     monkeypatch.setattr('sys.stdout', io.TextIOWrapper(out, 'ascii', write_through=True))
-    assert step1.main(epochs=1, data='digits') == 0 and b'verdict' in out.getvalue() and b'8?26?26' in out.getvalue()
+    assert step1.main(epochs=6, data='digits') == 0 and b'verdict' in out.getvalue() and b'8?26?26' in out.getvalue()
+    last = pd.read_csv('runs/step1/not-MNIST/history.csv').valid_accuracy[-5:]
+    assert f'last 5 of 6 epochs: mean {last.mean():.2%}, lowest {last.min():.2%}'.encode() in out.getvalue()
 
 def readme_lines():
     "The lines that the README has a reader type in a REPL."
