@@ -121,7 +121,7 @@ def test_lr_find_and_exploration_leave_the_net_and_the_threads_as_they_are():
     learn = step3.learner(data='digits')
     before = weights(learn.model)
     learn.lr_find(show_plot=False)
-    learn.lr_find(end_lr=1e20, stop_div=False, suggest_funcs=(), show_plot=False)  # through NaN losses
+    learn.lr_find(end_lr=1e20, num_it=20, stop_div=False, suggest_funcs=(), show_plot=False)  # through NaN losses
     learn.get_preds()
     assert torch.equal(weights(learn.model), before) and torch.get_num_threads() == threads
 
