@@ -58,7 +58,8 @@ class EMA(Callback):
     def average(self, means, now, n):
         """After `n` batches, of all tensors of one type. The decay grows with the batches, to forget the first ones: batch k counts in
         proportion to about k to the power of `part`-1 (with 9 as in TensorFlow's `ExponentialMovingAverage`, without its cap)."""
-        decay = (1+int(n)) / (1+int(n)+self.part) if means[0].is_floating_point() else 0  # whole numbers are taken over
+        k = int(n) + 1
+        decay = k/(k + self.part) if means[0].is_floating_point() else 0  # whole numbers are taken over
         get_ema_multi_avg_fn(decay)(means, now, n)
 
     def before_fit(self):

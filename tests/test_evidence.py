@@ -198,6 +198,12 @@ def test_a_run_is_recorded_as_it_was():
     labels = load_digits()[1][1]
     assert run['wrong'] and all(labels[int(i)] != int(guess) for i,guess in (o.split(':') for o in run['wrong'].split()))
 
+def test_folds_are_recorded_for_every_seed(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())  # before anything is trained
+    monkeypatch.setattr(sys, 'argv', ['record.py', 'step1', '--folds', '--seeds', '2', '--to', str(tmp_path)])
+    with pytest.raises(SystemExit): record.main()
+    assert capsys.readouterr().out == '12 runs to record\n'
+
 def test_a_recording_survives_kills(tmp_path):
     "Of the recording, between its two files as well, and of one of the two workers of a Dask cluster: every run is there once."
     started = []
@@ -208,19 +214,18 @@ def test_a_recording_survives_kills(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         at = f'tcp://127.0.0.1:{s.getsockname()[1]}'
-    run,epochs = record.train('step3-4epochs', 1, 0, 'digits')  # what a killed recording left: a whole run, and half of another
-    record.append(tmp_path, {**run, 'commit': 'none'}, pd.concat([epochs, epochs.iloc[:1].assign(fold=2)]))
+    run,epochs = record.train('step3-4epochs', 0, 0, 'digits')  # what a killed recording left: a whole run, and half of another
+    record.append(tmp_path, {**run, 'commit': 'none'}, pd.concat([epochs, epochs.iloc[:1].assign(seed=1)]))
     try:
         start('-m', 'dask', 'scheduler', '--host', at, '--no-dashboard')
         workers = [start('-m', 'dask', 'worker', at, '--nthreads', 1, '--no-nanny', '--no-dashboard') for _ in range(2)]
-        line = 'results/record.py', 'step3-4epochs', '--data', 'digits', '--to', tmp_path, '--scheduler', at, '--folds', '--seeds', 1
-        recording = start(*line)
-        assert recording.stdout.readline() == '5 runs to record\n' and recording.stdout.readline()
+        recording = start('results/record.py', 'step3-4epochs', '--data', 'digits', '--to', tmp_path, '--scheduler', at, '--seeds', 5)
+        assert recording.stdout.readline() == '4 runs to record\n' and recording.stdout.readline()
         workers[0].kill()
         assert recording.wait(100) == 0
     finally:
         for o in started: o.kill(), o.communicate()
     found,epochs = (pd.read_csv(tmp_path/f'{name}.csv') for name in ('runs', 'epochs'))
-    assert sorted(zip(found.seed, found.fold)) == [(0, f) for f in range(1, 7)] and len(epochs) == 4*6
-    again = record.train('step3-4epochs', 6, 0, 'digits')[1]  # a worker's other threads change nothing
-    assert epochs[epochs.fold == 6].reset_index(drop=True).equals(again)
+    assert sorted(found.seed) == [0, 1, 2, 3, 4] and len(epochs) == 4*5
+    again = record.train('step3-4epochs', 0, 4, 'digits')[1]  # a worker's other threads change nothing
+    assert epochs[epochs.seed == 4].reset_index(drop=True).equals(again)
