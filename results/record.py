@@ -7,7 +7,7 @@
 
 An interrupted recording continues where it was. Delete a run's rows in runs.csv to record it anew.
 """
-import argparse, contextlib, hashlib, inspect, io, json, os, platform, subprocess, sys, time
+import argparse, contextlib, hashlib, inspect, io, json, os, platform, re, subprocess, sys, time
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -142,6 +142,13 @@ def recipe(name):
     return json.dumps({k: v for k,v in found.items() if k not in ('seed', 'pretrained', 'cbs', 'kwargs')})
 
 
+def processor():
+    "The model of the processor, as Linux names it: bits are the same on the same model only."
+    try: info = Path('/proc/cpuinfo').read_text().split('\n\n')[0]
+    except OSError: info = ''
+    return ' '.join(re.findall(r'^(?:cpu family|model|model name|stepping)\s*: (.*)', info, re.M)) or platform.processor()
+
+
 def train(name, fold, seed, data='mnist'):
     "Train a run; its row of runs.csv, and its rows of epochs.csv."
     torch.set_num_threads(1)
@@ -153,7 +160,7 @@ def train(name, fold, seed, data='mnist'):
     guess = logits.argmax(1)
     run = dict(zip(key, (name, fold, seed)), parameters=count(learn.model), seconds=seconds, threads=torch.get_num_threads(),
                device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
-               cpu=torch.backends.cpu.get_cpu_capability(), system=platform.platform(terse=True), python=platform.python_version(),
+               cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(), system=platform.platform(terse=True), python=platform.python_version(),
                torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
                clean_accuracy=round(clean, 6), recipe=recipe(name),
                wrong=' '.join(f'{i}:{guess[i]}' for i in (guess != labels).nonzero().flatten().tolist()))
