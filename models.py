@@ -2,6 +2,9 @@
 
     print(table(Model_2()))   # layer by layer: output shape, parameters, receptive field
 """
+from copy import deepcopy
+
+import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -9,37 +12,44 @@ from torch.nn import functional as F
 budget = 8_000  # a model must have fewer parameters than this
 
 
-def count(model):
-    "Number of trainable parameters of `model`."
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+def count(net):
+    "Number of trainable parameters of `net`."
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
 class P4Conv2d(nn.Conv2d):
-    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°: 4·`nf` channels, filter by filter.
+    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°.
 
-    It takes the 4·`ni` channels of another p4 convolution; or, with `lift`, the `ni` channels of the input image (first layer: no rotation
-    axis). It has a quarter of the weights of an ordinary convolution of its width
-    (Cohen and Welling 2016, "Group Equivariant Convolutional Networks", sections 4.2 and 6).
+    It takes the 4·`ni` channels of another p4 convolution, or with `lift` (first layer) the `ni` channels of the
+    image, which has no rotation axis yet. It gives 4·`nf` channels, filter by filter, with a quarter of the weights
+    of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant Convolutional Networks", section 7).
     """
     def __init__(self, ni, nf, padding=0, lift=False):
-        rotations = 1 if lift else 4
-        super().__init__(ni*rotations, nf, 3, padding=padding, bias=False)
-        self.rotations = rotations
+        turns = 1 if lift else 4
+        super().__init__(ni*turns, nf, 3, padding=padding, bias=False)
+        # Which weight stands where in a rotated filter. A rotation also moves each rotation of the input to the next.
+        place = torch.arange(ni*turns*9).view(ni, turns, 3, 3)
+        rotated = [place.roll(r, 1).rot90(r, (2, 3)) for r in (3, 2, 1, 0)]
+        index = torch.stack(rotated).flatten(1, 2).permute(0, 2, 3, 1)  # rotations, 3, 3, channels in
+        self.register_buffer('index', index.flatten(), persistent=False)
 
     def forward(self, x):
-        w = self.weight.unflatten(1, (-1, self.rotations))                     # nf, ni, rotations in, 3, 3
-        w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # nf, rotations out, ni, rotations in, 3, 3
-        w = w.flatten(2, 3).flatten(0, 1).to(memory_format=torch.channels_last)  # as the maps are: faster on a CPU
-        return F.conv2d(x, w, padding=self.padding)
+        w = self.weight.flatten(1).index_select(1, self.index)
+        w = w.view(-1, 4, 3, 3, self.in_channels).flip(1).flatten(0, 1)  # filters and rotations, 3, 3, channels in
+        return F.conv2d(x, w.permute(0, 3, 1, 2), padding=self.padding)  # channels last in memory: faster on a CPU
 
 
-def block(conv, nf, pool, p):
-    """`conv`, 2×2 max-pooling if `pool`, batch norm of `nf` channels, SiLU, dropout of `p`. Pooling comes first, so that batch norm, SiLU
-    and dropout run on a quarter of the pixels.
+def block(conv, nf, pool=False, p=0.):
+    """`conv`, 2×2 max-pooling if `pool`, batch norm, SiLU, dropout of `p` if that is not zero.
 
-    SiLU is x·sigmoid(x), a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
+    Pooling comes first, so that batch norm, SiLU and dropout run on a quarter of the pixels. SiLU is x·sigmoid(x),
+    a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
     """
-    return nn.Sequential(conv, *[nn.MaxPool2d(2)]*pool, nn.BatchNorm2d(nf), nn.SiLU(), *[nn.Dropout(p)]*(p > 0))
+    layers = [conv]
+    if pool: layers.append(nn.MaxPool2d(2))
+    layers += [nn.BatchNorm2d(nf), nn.SiLU()]
+    if p: layers.append(nn.Dropout(p))
+    return nn.Sequential(*layers)
 
 def conv(ni, nf, pad=1, pool=False, p=0.):
     "A 3×3 convolution from `ni` to `nf` channels in a `block`."
@@ -50,17 +60,24 @@ def p4(ni, nf, pad=1, pool=False, lift=False, p=0.):
     return block(P4Conv2d(ni, nf, pad, lift), 4*nf, pool, p)
 
 def head(nf, size):
-    """From maps (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global pooling with a learned weight per
-    channel and position, then a linear layer."""
+    """From maps (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global pooling with a
+    learned weight per channel and position, then a linear layer."""
     return nn.Conv2d(nf, nf, size, groups=nf, bias=False), nn.Flatten(), nn.Linear(nf, 10)
 
 
+@torch.fx.wrap  # tracers do not look inside
+def check_size(x):
+    if x.shape[1:] != (1, 28, 28): raise ValueError(f'The nets take images (n, 1, 28, 28), not {tuple(x.shape)}.')
+
 class Net(nn.Sequential):
-    "Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[:-1]` for its features, is an `nn.Sequential`."
-    def __getitem__(self, i): return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+    "Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[:-1]`, is an `nn.Sequential`."
+    def __getitem__(self, i):
+        return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+
     def forward(self, x):
-        if x.shape[1:] != (1, 28, 28): raise ValueError(f'{type(self).__name__} takes images (n, 1, 28, 28), not {tuple(x.shape)}.')
-        return super().forward(x)
+        check_size(x)
+        # The same numbers, but with the one channel last in memory; so all maps are channels-last: faster on a CPU.
+        return super().forward(x.reshape(-1, 28, 28, 1).permute(0, 3, 1, 2))
 
 
 class Model_1(Net):
@@ -75,12 +92,12 @@ class Model_1(Net):
 
 
 class Model_2(Net):
-    """p4 convolutions, with `filters` filters in the six layers; a global depthwise convolution in place of the large kernel; dropout of
-    `p` after each activation; on the middle 24×24 pixels, for speed."""
+    """p4 convolutions, with `filters` filters in the six layers; a global depthwise convolution in place of the large
+    kernel; dropout of `p` after each activation; on the middle 24×24 pixels, for speed."""
     def __init__(self, filters=(2, 2, 4, 8, 8, 8), p=.05):  # 8, 8, 16, 32, 32, 32 channels
         a,b,c,d,e,f = filters
         super().__init__(
-            nn.ZeroPad2d(-2),                                                  # 24 pixels wide: a negative padding crops
+            nn.ZeroPad2d(-2),                                                  # 24 pixels wide: negative padding crops
             p4(1, a, pad=0, lift=True, p=p), p4(a, b, pad=0, pool=True, p=p),  # 22, 10
             p4(b, c, p=p),                   p4(c, d, pool=True, p=p),         # 10, 5
             p4(d, e, p=p),                   p4(e, f, p=p),                    # 5
@@ -102,34 +119,38 @@ class Model_5(Model_2):
     def __init__(self): super().__init__((2, 2, 3, 3, 5, 4), p=0.)
 
 
+nets = {name: net for name,net in globals().items() if name.startswith('Model_')}
+
+def create(model):
+    "A new net of `model`: the name of one here, or a class or function that takes no arguments and returns a net."
+    if isinstance(model, nn.Module) or not (model in nets or callable(model)):
+        raise TypeError(f'model is {", ".join(nets)}, or a class or function that makes a net; not {model!r:.60}.')
+    return nets.get(model, model)()
+
+
 @torch.no_grad()
-def layers(model):
-    """A row (layer, output shape, parameters, receptive field) for every layer of a sequential `model`.
+def layers(net):
+    """A row (layer, output shape, parameters, receptive field) for every layer of a sequential `net`.
 
     The receptive field is the width in input pixels of what one output value depends on, padding counted in
     (Araujo et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks", eq. 2).
     """
-    rows, field, jump = [], 1, 1  # jump: distance in input pixels between neighbours in the current map
-    def side(m, name):
-        o = getattr(m, name, 1)
-        return o[0] if isinstance(o, tuple) else o
-    training, leaves = model.training, [m for m in model.modules() if not list(m.children())]
-    def row(m, x, y):
-        nonlocal field, jump
-        whole = isinstance(m, (nn.Flatten, nn.AdaptiveAvgPool2d))  # these gather the whole map that is left
-        kernel,stride,dilation = (x[0].shape[-1],1,1) if whole else (side(m, o) for o in ('kernel_size', 'stride', 'dilation'))
-        field,jump = field + dilation*(kernel-1)*jump, jump*stride
-        rows.append((type(m).__name__, tuple(y.shape[1:]), count(m), field))
-    hooks = [m.register_forward_hook(row) for m in leaves]
-    try: model.eval()(torch.zeros(1, 1, 28, 28, device=next(model.parameters()).device))
-    finally:
-        for h in hooks: h.remove()
-        model.train(training)
+    rows,field,jump = [],1,1  # jump: distance in input pixels between neighbours in the current map
+    x = torch.zeros(1, 1, 28, 28)
+    for layer in deepcopy(net).cpu().eval().modules():
+        if list(layer.children()): continue  # a container
+        kernel,stride = (np.max(getattr(layer, name, 1)) for name in ('kernel_size', 'stride'))
+        if isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d)): kernel = x.shape[-1]  # these take all of the map
+        x = layer(x)
+        field,jump = field + (kernel-1)*jump, jump*stride
+        name = type(layer).__name__ + (f' {layer.p}' if isinstance(layer, nn.Dropout) else '')
+        rows.append((name, tuple(x.shape[1:]), count(layer), int(field)))
     return rows
 
 
-def table(model):
-    "`layers(model)` as text, with the total against the budget."
+def table(net):
+    "`layers(net)` as text, with the total against the budget."
     lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
-    for name,shape,n,field in layers(model): lines.append(f"{name:<18}{'×'.join(map(str, shape)):>14}{n:>12,}{field:>17}")
-    return '\n'.join(lines + [f"{type(model).__name__ + ' in all':<32}{count(model):>12,}  (budget: fewer than {budget:,})"])
+    for name,shape,n,field in layers(net):
+        lines.append(f"{name:<18}{'×'.join(map(str, shape)):>14}{n:>12,}{field:>17}")
+    return '\n'.join([*lines, f"{type(net).__name__ + ' in all':<32}{count(net):>12,}  (budget: fewer than {budget:,})"])

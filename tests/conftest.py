@@ -3,6 +3,7 @@ import hashlib, os, subprocess, sys
 from pathlib import Path
 
 import numpy as np
+import pexpect
 import pytest
 
 os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
@@ -12,14 +13,34 @@ project = Path(__file__).resolve().parent.parent
 offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused
 
 @pytest.fixture
-def run(tmp_path):
-    "Run a command line in an empty folder, without network and without MNIST unless `env` says otherwise."
+def environment(tmp_path):
+    "For commands in an empty folder: no network, and no MNIST."
+    ours = {'PYTHONPATH': str(project), 'MPLBACKEND': 'agg', 'MNIST_ROOT': str(tmp_path/'nothing')}
+    return {**os.environ, **offline, **ours}
+
+def command(args):
+    if args[0].endswith('.py'): args = [str(project/args[0]), *args[1:]]
+    return [sys.executable, *map(str, args)]
+
+@pytest.fixture
+def run(tmp_path, environment):
+    "Run Python with a step's command line, or others; the output goes into pipes."
     def run(*args, **env):
-        env = {**os.environ, **offline, 'PYTHONPATH': str(project), 'MPLBACKEND': 'agg', 'MNIST_ROOT': str(tmp_path/'nothing'), **env}
-        args = [str(project/args[0]), *args[1:]] if args[0].endswith('.py') else args
-        return subprocess.run([sys.executable, *map(str, args)], cwd=tmp_path, env=env, text=True,
-                              capture_output=True, timeout=300)
+        return subprocess.run(command(args), cwd=tmp_path, env={**environment, **env}, text=True, capture_output=True, timeout=300)
     return run
+
+@pytest.fixture
+def terminal(tmp_path, environment):
+    "Start Python as a person does, in a terminal."
+    def start(*args):
+        program,*args = command(args)
+        return pexpect.spawn(program, args, cwd=tmp_path, env=environment, encoding='utf-8', timeout=120, dimensions=(50, 200))
+    return start
+
+def close(a, b, atol=1e-5):
+    "Whether two tensors are equal but for rounding."
+    import torch  # here, so that the process that only hands out the tests does not wait for it
+    return torch.allclose(a.as_subclass(torch.Tensor).cpu(), b.as_subclass(torch.Tensor).cpu(), atol=atol)
 
 @pytest.fixture
 def no_pictures(monkeypatch):
