@@ -1,7 +1,7 @@
 """MNIST in memory, served to fastai a whole batch at a time.
 
     dls = mnist_dls()                 # train on 60,000, test on 10,000
-    dls = mnist_dls(fold=6)           # train on 50,000, validate on the other 10,000 training images, the last of six folds
+    dls = mnist_dls(fold=6)           # train on 50,000, validate on the other 10,000 training images, the last sixth
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
@@ -10,7 +10,8 @@ from hashlib import md5
 from http.client import HTTPException
 from urllib.error import URLError
 
-warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)  # fastai's own, at each import of it
+# fastai's own, at each import of it
+warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 
 from fastai.vision.all import *
 from fastcore.script import CliError
@@ -30,31 +31,24 @@ timeout = 20  # seconds without an answer from the network
 test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
+# ---- Images and batches ----------------------------------------------------------------------------------------------
+
 class DigitImages:
-    "Images `x`, uint8 (n, 1, 28, 28), handed out as floats in [0, 1], and labels `y`, int64 (n,), indexed by a whole batch of positions."
-    n_inp, vocab = 1, CategoryMap(range(10), sort=False)
+    "Images `x`, uint8 (n, 1, 28, 28), and labels `y`, int64 (n,), in memory; indexed by a whole batch of positions."
+    n_inp,c,vocab = 1,10,CategoryMap(range(10), sort=False)
 
     # `split_idx` tells fastai's random transforms what the images are for: 0 training, 1 validation.
     def __init__(self, x, y=None, split_idx=1, name='images'): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
-        x = TensorImageBW(self.x[idx].float().div_(255))
+        x = (self.x[idx]/255).as_subclass(TensorImageBW)
         return (x,) if self.y is None else (x, TensorCategory(self.y[idx]))
 
-    def decode(self, b, full=True): return (b[0], *(Category(self.vocab[int(o)]) for o in b[1:]))
-
-    # What `Interpretation` (`items.iloc`), `export` (`new_empty`) and `tta` (`set_split_idx`) ask of a dataset.
+    # What else fastai asks of a dataset: `show_batch` and `predict`, `Interpretation`, `export`, `tta`.
+    def decode(self, item, full=True): return (item[0], *(Category(self.vocab[int(label)]) for label in item[1:]))
     @property
-    def items(self): return self
-    @property
-    def iloc(self):
-        class Picks: __getitem__ = lambda _,idxs: self.subset(idxs)
-        return Picks()
-    def subset(self, idx):
-        "A copy of the images at `idx` (it owns its memory: a view would drag the whole set into `export`)."
-        y = None if self.y is None else self.y[idx].clone()
-        return DigitImages(self.x[idx].clone(), y, self.split_idx, self.name)
-    def new_empty(self): return self.subset(slice(0))
+    def items(self): return L(self.x if self.y is None else zip(self.x, self.y), use_list=True)
+    def new_empty(self): return DigitImages(self.x[:0].clone(), self.y[:0].clone())  # a view would keep all images
     @contextlib.contextmanager
     def set_split_idx(self, split_idx): return replacing_yield(self, 'split_idx', split_idx)
 
@@ -64,9 +58,58 @@ class BatchDL(TfmdDL):
     def __init__(self, dataset, num_workers=0, **kwargs):
         if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
         super().__init__(dataset, num_workers=num_workers, **kwargs)
-    def create_batches(self, idxs):
-        for batch in chunked(idxs, self.bs, self.drop_last): yield self.dataset[tensor(batch, device=self.dataset.x.device)]
+    def do_item(self, i): return i or 0  # fastai passes `None` to see what an item is like
+    def create_batch(self, idxs): return self.dataset[tensor(idxs, device=self.dataset.x.device)]
 
+
+class RandomWarp(RandTransform):
+    """Warps each training image of a batch (n, 1, h, w) by its own affine map and elastic distortion, zero padding.
+
+    Every draw is uniform between minus and plus its limit, except `elastic`: the standard deviation of normal
+    displacements on a 4×4 grid, interpolated to a smooth field (after Simard et al. 2003, "Best Practices for
+    Convolutional Neural Networks Applied to Visual Document Analysis", section 2).
+    """
+    order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 is black
+
+    def __init__(self,
+        degrees=0., # Rotation, in degrees
+        shift=0.,   # Shift along each axis, in pixels
+        scale=0.,   # Change of size, as a fraction
+        shear=0.,   # Horizontal shear, as a fraction
+        elastic=0., # Elastic displacement, in pixels
+        **kwargs
+    ):
+        store_attr()
+        super().__init__(**kwargs)
+
+    def encodes(self, x:TensorImage):
+        n,_,h,w = x.shape
+        x = x.as_subclass(Tensor)  # faster
+        def draw(limit): return x.new_empty(n).uniform_(-limit, limit)
+
+        turn,size,shear = draw(math.radians(self.degrees)), 1 + draw(self.scale), draw(self.shear)
+        cos,sin = turn.cos()/size, turn.sin()/size
+        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w),  # from -1 to 1: a pixel is 2/w
+                              sin, cos,       draw(self.shift*2/h)], 1).view(n, 2, 3)
+        elastic = x.new_empty(n, 2, 16).normal_() * (self.elastic*2/w)
+
+        source = torch.cat([affine, elastic], 2).view(2*n, 19) @ warp_basis(h, w, x.device, x.dtype)
+        source = source.view(n, 2, h, w).permute(0, 2, 3, 1)  # where each pixel comes from
+        return F.grid_sample(x, source, align_corners=False).as_subclass(TensorImageBW)
+
+@functools.cache
+def warp_basis(h, w, device, dtype):
+    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and 16 smooth bumps, one for each point of the elastic grid.
+
+    The source coordinates of a warp are a weighted sum of these. So one matrix product gives them for a whole batch,
+    many times as fast as an affine grid and an interpolation for each image."""
+    lines = ((torch.arange(side)*2 + 1)/side - 1 for side in (h, w))
+    y,x = torch.meshgrid(*lines, indexing='ij')
+    bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
+    return torch.stack([x, y, torch.ones_like(x), *bumps]).flatten(1).to(device, dtype)
+
+
+# ---- A picture in MNIST's form ---------------------------------------------------------------------------------------
 
 def mnist_form(o):
     """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on 0, scaled to
@@ -111,125 +154,106 @@ def stack_items(items):
                          'Scale, round or invert it, or give a file or a PIL image of any size.')
     items = [items] if isinstance(items, (str, Path, Image.Image)) else list(items)
     if not items: raise ValueError('The list is empty: there is no picture in it.')
+    if isinstance(items[0], tuple):
+        items,labels = zip(*items)
+        return DigitImages(torch.stack([image(o) for o in items])[:,None], tensor([int(o) for o in labels]))
     return DigitImages(torch.stack([image(o) for o in items])[:,None])
 
 
-@functools.lru_cache
-def pixel_basis(h, w, device):
-    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and 16 bicubic basis functions of the elastic grid. The source coordinates of a
-    warp are a weighted sum of these, so that one matrix product gives them for a whole batch."""
-    y,x = torch.meshgrid(*((torch.arange(o)*2 + 1)/o - 1 for o in (h, w)), indexing='ij')
-    elastic = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
-    return torch.cat([torch.stack([x, y, torch.ones_like(x)]), elastic]).flatten(1).to(device)
+# ---- The data sets ---------------------------------------------------------------------------------------------------
 
-
-class RandomWarp(RandTransform):
-    """Warps each training image of a batch (n, 1, h, w) by its own random affine map and elastic distortion: bilinear, zero padding.
-
-    Every draw is uniform between minus and plus its limit, except `elastic`: the standard deviation of normal displacements on a 4×4
-    grid, interpolated to a smooth field (after Simard et al. 2003, "Best Practices for Convolutional Neural Networks", section 2).
-    """
-    order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 is black
-
-    def __init__(self,
-        degrees=0., # Rotation, in degrees
-        shift=0.,   # Shift along each axis, in pixels
-        scale=0.,   # Change of size, as a fraction
-        shear=0.,   # Horizontal shear, as a fraction
-        elastic=0., # Elastic displacement, in pixels
-        **kwargs
-    ):
-        store_attr()
-        super().__init__(**kwargs)
-
-    def encodes(self, x:TensorImage):
-        n,_,h,w = x.shape
-        def draw(limit): return torch.empty(n, device=x.device).uniform_(-limit, limit)
-        turn,size,shear = draw(math.radians(self.degrees)), 1+draw(self.scale), draw(self.shear)
-        cos,sin = turn.cos()/size, turn.sin()/size
-        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w), sin, cos, draw(self.shift*2/h)], 1).view(n, 2, 3)
-        elastic = torch.randn(n, 2, 16, device=x.device) * (self.elastic*2/w)
-        source = torch.cat([affine, elastic], 2).view(2*n, 19) @ pixel_basis(h, w, x.device)
-        source = source.view(n, 2, h, w).permute(0, 2, 3, 1)
-        return TensorImageBW(F.grid_sample(x.as_subclass(Tensor), source, align_corners=False))  # a plain Tensor is faster
-
-
-def mnist_root(data):
-    "The folder that holds MNIST/raw, or will hold it, when `data` is 'auto' or 'mnist'; None if `data` is no such folder."
-    if data in ('auto', 'mnist'): return Path(os.environ.get('MNIST_ROOT') or fastai_path('data')).expanduser()
-    root = Path(data).expanduser()
-    return root if (root/'MNIST'/'raw').is_dir() else None
-
+def check(path):
+    "Raise a `CliError` that names the raw file `path` if it is not MNIST's."
+    content = path.read_bytes()
+    if md5(content).hexdigest() != raw_md5[path.name]: raise CliError(
+        f"{path} is not MNIST's: damaged, or of another data set ({len(content):,} bytes). "
+        "Move it away and run again to get MNIST's, or give another folder by --data.")
 
 def missing(raw):
-    "Names of the raw files that are not in folder `raw`. A file that is not MNIST's raises a `CliError` that names it."
-    for name,want in raw_md5.items():
-        path = raw/name
-        if path.exists() and md5(path.read_bytes()).hexdigest() != want: raise CliError(
-            f'{path} is corrupt ({path.stat().st_size:,} bytes, wrong MD5). Delete it and run again to get it anew.')
-    return [name for name in raw_md5 if not (raw/name).exists()]
+    "Names of the raw files that are not in folder `raw`; those that are there are checked."
+    there = [name for name in raw_md5 if (raw/name).exists()]
+    for name in there: check(raw/name)
+    return set(raw_md5) - set(there)
 
 def load_mnist(root):
-    "MNIST's (images, labels) for training and for test, verified; what is missing is unpacked or downloaded by torchvision."
-    raw,was = root/'MNIST'/'raw',socket.getdefaulttimeout()
+    "MNIST's (images, labels) for training and for test, checked; what is missing is unpacked or downloaded by torchvision."
+    raw = root/'MNIST'/'raw'
     if missing(raw):
+        was = socket.getdefaulttimeout()
         try:
             socket.setdefaulttimeout(timeout)
             MNIST(root, download=True)
         finally: socket.setdefaulttimeout(was)
         missing(raw)
-    return [(read_image_file(raw/f'{o}-images-idx3-ubyte')[:,None], read_label_file(raw/f'{o}-labels-idx1-ubyte'))
-            for o in ('train', 't10k')]
+    def images(part): return read_image_file(raw/f'{part}-images-idx3-ubyte')[:,None]
+    def labels(part): return read_label_file(raw/f'{part}-labels-idx1-ubyte')
+    return [(images(part), labels(part)) for part in ('train', 't10k')]
 
 
 def load_digits():
     "scikit-learn's 1,797 digits, 8×8, brought to MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
     from sklearn.datasets import load_digits
     x,y = load_digits(return_X_y=True)
-    x = F.interpolate(tensor(x).float().reshape(-1, 1, 8, 8) * (255/16), size=(20, 20), mode='bilinear')
-    x,y = F.pad(x, (4,)*4).round().to(torch.uint8), tensor(y).long()
+    x = tensor(x).float().reshape(-1, 1, 8, 8) * (255/16)
+    x = F.interpolate(x, size=(20, 20), mode='bilinear')
+    x,y = F.pad(x, (4, 4, 4, 4)).round().byte(), tensor(y).long()
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])
 
+
+def default_root():
+    "Where MNIST is looked for, and downloaded to, when no folder is given."
+    try: return os.environ.get('MNIST_ROOT') or fastai_path('data')
+    except RuntimeError: return '.'  # there is no home directory
+
+def mnist_root(data):
+    "The folder that holds MNIST/raw, or will hold it when `data` is 'auto' or 'mnist'."
+    given = data not in ('auto', 'mnist')
+    root = Path(os.path.expanduser(data if given else default_root()))
+    if given and not (root/'MNIST'/'raw').is_dir():
+        raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
+    return root
 
 def read(data):
     "(name, training set, test set) of what `data` asks for; warns when that is not MNIST."
     if data == 'digits': return not_mnist, *load_digits()
-    try:
-        root = mnist_root(data)
-        if not root: raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
-        return 'MNIST', *load_mnist(root)
+    root = mnist_root(data)
+    try: return 'MNIST', *load_mnist(root)
     except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
-        why = f'MNIST is not in {root} and cannot be downloaded ({(str(e).splitlines() or [type(e).__name__])[-1]})'
-        if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --data.') from None
-    except OSError as e: raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder that holds MNIST/raw by --data.') from None
-    print(f'*** {why}.\n*** Training on {not_mnist} instead.', file=sys.stderr)
+        reason = (str(e).splitlines() or [type(e).__name__])[-1]
+    except OSError as e:
+        raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder that holds MNIST/raw by --data.') from None
+    why = f'MNIST is not in {root} and cannot be downloaded ({reason})'
+    if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --data.')
+    print(f'*** {why}.\n*** Using {not_mnist} instead.', file=sys.stderr)
     return not_mnist, *load_digits()
 
+
+def mnist_dls(
+    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': those where MNIST cannot be had; a folder
+    bs=256,      # Images per training batch
+    tfms=None,   # Transforms of a batch, such as `RandomWarp`
+    fold=None,   # 1 to 6: validate on this sixth of the training images, train on the rest; None: train and test images
+    device=None  # Where images and net live; else CUDA where there is one, else the CPU
+):
+    "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are augmented."
+    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
+    name,train,test = read(data)
+    part = 'test'
+    if fold is not None:
+        if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
+        part = f'held-out fold {fold}'
+        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous
+        train,test = [o[~held] for o in train],[o[held] for o in train]
+    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
+    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {part}')
+    tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
+    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
+    # fastai draws the seed of the order from `random`, which other threads use, too. The same draw, by torch's seed:
+    order_seed = random.Random(torch.initial_seed()).randint(0, 2**32-1)
+    train_dl.rng = random.Random(order_seed)
+    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)
 
 def clean_train(dls):
     "A loader over the training images of `dls` in order, without augmentation."
     ds = dls.train_ds
     return dls.valid.new(DigitImages(ds.x, ds.y, name=ds.name))
-
-
-def mnist_dls(
-    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': those where MNIST cannot be had; or MNIST's folder
-    bs=256,      # Images per training batch
-    tfms=None,   # Transforms of a batch, such as `RandomWarp`
-    fold=None,   # 1 to 6: validate on this sixth of the training images, train on the other five; None: train and test images
-    device=None  # Where images and net live; else CUDA where there is one, else the CPU
-):
-    "fastai `DataLoaders` of normalized float images (bs, 1, 28, 28) and int64 labels (bs,); only training images are augmented."
-    device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    name,train,test = read(data)
-    if fold is not None:
-        if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
-        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous
-        train,test = [o[~held] for o in train],[o[held] for o in train]
-    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
-    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {f"held-out fold {fold}" if fold else "test"}')
-    tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
-    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
-    # fastai draws the seed of the order from `random`, which other threads use, too (a Dask worker's). The same draw, by torch's seed:
-    train_dl.rng = random.Random(random.Random(torch.initial_seed()).randint(0, 2**32-1))
-    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)

@@ -27,7 +27,7 @@ import report
 from data import mnist_dls
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from models import Model_1
+from models import Model_1, create
 
 target = .9865 # each of the last three epochs; the reason is in the text above
 epochs = 15    # the most that the rules allow
@@ -39,7 +39,7 @@ def learner(model=Model_1, seed=0, bs=bs, **kwargs):
     "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs` are those of `mnist_dls`."
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, **kwargs)
-    net = model().to(dls.device, memory_format=torch.channels_last)  # faster on a CPU
+    net = create(model).to(dls.device)
     cbs = [report.StopAtNaN()]
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=cbs, model_dir='runs')
     learn.recorder.train_metrics = True
@@ -59,10 +59,9 @@ def main(
     seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
     model:str='Model_1',  # Net to train, a class of models.py
     data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
-    resume:bool=False     # Continue an interrupted run from its last whole epoch
 ):
     "Train step 1, print its Target / Result / Analysis. Exit status: 0 target met or run not judged; 1 missed or failed; 2 wrong option."
-    return report.run('step1', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
+    return report.run('step1', train, target, __doc__, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
 
 
 if __name__ == '__main__': sys.exit(call_parse(main))

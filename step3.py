@@ -33,8 +33,7 @@ import report
 from data import RandomWarp, mnist_dls
 from fastai.vision.all import *
 from fastcore.script import call_parse
-from models import Model_3
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from models import Model_3, create
 
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
@@ -47,37 +46,32 @@ ema = 9          # the EMA averages over about the last ninth of the batches so 
 
 
 class EMA(Callback):
-    """Validates the exponential moving average (EMA) of the weights, and leaves it in the net after the last epoch: single steps scatter
-    around it (Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging"; here later ones count more).
+    """Validates the exponential moving average (EMA) of the weights, and leaves it in the net after the last epoch:
+    single steps scatter around it (Polyak and Juditsky 1992, "Acceleration of Stochastic Approximation by Averaging").
 
-    It exchanges the weights, not the module: before each validation, and back before the next training epoch.
+    The first batches are to be forgotten, so the decay grows: of n batches, batch k counts in proportion to about
+    (k/n)**(`part`-1). It exchanges the weights, not the module: before each validation, and back before training.
     """
-    mean = weights = None  # within a fit: the EMA of the net, and the training weights while the net holds the EMA
+    remove_on_fetch = True  # a validation within a validation finds the weights that it needs
+    mean = None             # outside of a fit
 
     def __init__(self, part): self.part = part
-    def average(self, means, now, n):
-        """After `n` batches, of all tensors of one type. The decay grows with the batches, to forget the first ones: batch k counts in
-        proportion to about k to the power of `part`-1 (with 9 as in TensorFlow's `ExponentialMovingAverage`, without its cap)."""
-        k = int(n) + 1
-        decay = k/(k + self.part) if means[0].is_floating_point() else 0  # whole numbers are taken over
-        get_ema_multi_avg_fn(decay)(means, now, n)
-
-    def before_fit(self):
-        self.before_train()  # when a validation was interrupted
-        self.mean = AveragedModel(self.model, multi_avg_fn=self.average, use_buffers=True)
+    def before_fit(self): self.mean,self.weights,self.n = deepcopy(self.model.state_dict()),None,0
     def before_train(self):
-        if self.weights and all(map(torch.equal, self.model.state_dict().values(), self.mean.module.state_dict().values())):
-            self.model.load_state_dict(self.weights)  # unless others have been loaded meanwhile
+        if self.weights: self.model.load_state_dict(self.weights)
         self.weights = None
     def after_batch(self):
-        if self.training: self.mean.update_parameters(self.model)
+        if not self.training: return
+        decay = self.n and (self.n + 1)/(self.n + 1 + self.part)
+        self.n += 1
+        for mean,now in zip(self.mean.values(), self.model.state_dict().values()):
+            if mean.is_floating_point(): mean.lerp_(now, 1 - decay)
+            else: mean.copy_(now)
     def before_validate(self):
-        if not self.mean or self.weights: return  # not in a fit; or the net holds the EMA already
+        if self.mean is None: return
         self.weights = deepcopy(self.model.state_dict())
-        self.model.load_state_dict(self.mean.module.state_dict())
-    def after_fit(self):
-        self.before_validate()  # a resumed run may have had no epoch left
-        self.mean = self.weights = None
+        self.model.load_state_dict(self.mean)
+    def after_fit(self): self.mean = None
 
 
 def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=False, **kwargs):
@@ -85,7 +79,7 @@ def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=
     With `pretrained` it has the weights of the recorded seed 0, chosen beforehand, not the best."""
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)
-    net = model().to(dls.device, memory_format=torch.channels_last)  # faster on a CPU
+    net = create(model).to(dls.device)
     if pretrained: net.load_state_dict(torch.load(Path(__file__).parent/'results'/'step3.pth', weights_only=True))
     cbs = [report.StopAtNaN(), *([EMA(ema)] if ema else [])]
     learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), metrics=accuracy, wd=wd, cbs=cbs, model_dir='runs')
@@ -106,10 +100,9 @@ def main(
     seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
     model:str='Model_3',  # Net to train, a class of models.py
     data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
-    resume:bool=False     # Continue an interrupted run from its last whole epoch
 ):
     "Train step 3, print its Target / Result / Analysis. Exit status: 0 target met or run not judged; 1 missed or failed; 2 wrong option."
-    return report.run('step3', train, target, __doc__, resume, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
+    return report.run('step3', train, target, __doc__, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
 
 
 if __name__ == '__main__': sys.exit(call_parse(main))
