@@ -6,9 +6,7 @@
     dls.show_batch()
 """
 import contextlib, functools, os, socket, sys, warnings
-from hashlib import md5
 from http.client import HTTPException
-from urllib.error import URLError
 
 # fastai's own, at each import of it
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
@@ -19,6 +17,7 @@ from PIL import ImageOps
 from scipy import ndimage
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
+from torchvision.datasets.utils import check_integrity
 
 # MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
 raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
@@ -38,7 +37,7 @@ class DigitImages:
     n_inp,c,vocab = 1,10,CategoryMap(range(10), sort=False)
 
     # `split_idx` tells fastai's random transforms what the images are for: 0 training, 1 validation.
-    def __init__(self, x, y=None, split_idx=1, name='images'): store_attr()
+    def __init__(self, x, y=None, split_idx=1): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
         x = (self.x[idx]/255).as_subclass(TensorImageBW)
@@ -162,41 +161,31 @@ def stack_items(items):
 
 # ---- The data sets ---------------------------------------------------------------------------------------------------
 
-def check(path):
-    "Raise a `CliError` that names the raw file `path` if it is not MNIST's."
-    content = path.read_bytes()
-    if md5(content).hexdigest() != raw_md5[path.name]: raise CliError(
-        f"{path} is not MNIST's: damaged, or of another data set ({len(content):,} bytes). "
-        "Move it away and run again to get MNIST's, or give another folder by --data.")
-
-def missing(raw):
-    "Names of the raw files that are not in folder `raw`; those that are there are checked."
-    there = [name for name in raw_md5 if (raw/name).exists()]
-    for name in there: check(raw/name)
-    return set(raw_md5) - set(there)
+def download(root):
+    "Let torchvision unpack or download what is missing of MNIST; it checks the MD5 of the packed files."
+    was = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(timeout)
+    try: MNIST(root, download=True)
+    finally: socket.setdefaulttimeout(was)
 
 def load_mnist(root):
-    "MNIST's (images, labels) for training and for test, checked; what is missing is unpacked or downloaded by torchvision."
-    raw = root/'MNIST'/'raw'
-    if missing(raw):
-        was = socket.getdefaulttimeout()
-        try:
-            socket.setdefaulttimeout(timeout)
-            MNIST(root, download=True)
-        finally: socket.setdefaulttimeout(was)
-        missing(raw)
-    def images(part): return read_image_file(raw/f'{part}-images-idx3-ubyte')[:,None]
-    def labels(part): return read_label_file(raw/f'{part}-labels-idx1-ubyte')
-    return [(images(part), labels(part)) for part in ('train', 't10k')]
+    "MNIST's (images, labels) for training and for test. A file that is not MNIST's raises a `CliError` that names it."
+    paths = [root/'MNIST'/'raw'/name for name in raw_md5]
+    for path in paths:
+        if path.exists() and not check_integrity(path, raw_md5[path.name]): raise CliError(
+            f"{path} is not MNIST's: damaged, or of another data set. "
+            "Move it away and run again to get MNIST's, or give another folder by --data.")
+    if not all(path.exists() for path in paths): download(root)
+    x,y,test_x,test_y = paths
+    return (read_image_file(x)[:,None], read_label_file(y)), (read_image_file(test_x)[:,None], read_label_file(test_y))
 
 
 def load_digits():
-    "scikit-learn's 1,797 digits, 8×8, brought to MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
+    "scikit-learn's 1,797 digits, 8×8, in MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
     from sklearn.datasets import load_digits
-    x,y = load_digits(return_X_y=True)
-    x = tensor(x).float().reshape(-1, 1, 8, 8) * (255/16)
-    x = F.interpolate(x, size=(20, 20), mode='bilinear')
-    x,y = F.pad(x, (4, 4, 4, 4)).round().byte(), tensor(y).long()
+    digits = load_digits()
+    x,y = tensor(digits.images).float()[:,None] * (255/16), tensor(digits.target).long()
+    x = F.pad(F.interpolate(x, size=20, mode='bilinear'), (4, 4, 4, 4)).round().byte()
     return (x[:-360], y[:-360]), (x[-360:], y[-360:])
 
 
@@ -214,22 +203,19 @@ def mnist_root(data):
     return root
 
 def read(data):
-    "(name, training set, test set) of what `data` asks for; warns when that is not MNIST."
-    if data == 'digits': return not_mnist, *load_digits()
+    "Training and test (images, labels) of what `data` asks for; warns when that is not MNIST."
+    if data == 'digits': return load_digits()
     root = mnist_root(data)
-    try: return 'MNIST', *load_mnist(root)
-    except (RuntimeError, URLError, TimeoutError, ConnectionError, HTTPException) as e:
-        reason = (str(e).splitlines() or [type(e).__name__])[-1]
-    except OSError as e:
-        raise CliError(f'{e.filename or root}: {e.strerror}. Give a folder that holds MNIST/raw by --data.') from None
-    why = f'MNIST is not in {root} and cannot be downloaded ({reason})'
+    try: return load_mnist(root)
+    except (RuntimeError, OSError, HTTPException) as e:
+        why = f'MNIST is not in {root} and cannot be downloaded: ' + ' '.join(str(e).split())
     if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --data.')
-    print(f'*** {why}.\n*** Using {not_mnist} instead.', file=sys.stderr)
-    return not_mnist, *load_digits()
+    print(f'*** {why}\n*** Using {not_mnist} instead.', file=sys.stderr)
+    return load_digits()
 
 
 def mnist_dls(
-    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': those where MNIST cannot be had; a folder
+    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is no MNIST; a folder
     bs=256,      # Images per training batch
     tfms=None,   # Transforms of a batch, such as `RandomWarp`
     fold=None,   # 1 to 6: validate on this sixth of the training images, train on the rest; None: train and test images
@@ -237,15 +223,13 @@ def mnist_dls(
 ):
     "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are augmented."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    name,train,test = read(data)
-    part = 'test'
+    train,test = read(data)
     if fold is not None:
         if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
-        part = f'held-out fold {fold}'
         held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous
         train,test = [o[~held] for o in train],[o[held] for o in train]
-    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0, name=f'{name}, training')
-    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1, name=f'{name}, {part}')
+    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0)
+    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1)
     tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
     # fastai draws the seed of the order from `random`, which other threads use, too. The same draw, by torch's seed:
@@ -255,5 +239,4 @@ def mnist_dls(
 
 def clean_train(dls):
     "A loader over the training images of `dls` in order, without augmentation."
-    ds = dls.train_ds
-    return dls.valid.new(DigitImages(ds.x, ds.y, name=ds.name))
+    return dls.valid.new(DigitImages(dls.train_ds.x, dls.train_ds.y))

@@ -29,14 +29,16 @@ class P4Conv2d(nn.Conv2d):
         super().__init__(ni*turns, nf, 3, padding=padding, bias=False)
         # Which weight stands where in a rotated filter. A rotation also moves each rotation of the input to the next.
         place = torch.arange(ni*turns*9).view(ni, turns, 3, 3)
-        rotated = [place.roll(r, 1).rot90(r, (2, 3)) for r in (3, 2, 1, 0)]
+        rotated = [place.roll(r, 1).rot90(r, (2, 3)) for r in range(4)]
         index = torch.stack(rotated).flatten(1, 2).permute(0, 2, 3, 1)  # rotations, 3, 3, channels in
-        self.register_buffer('index', index.flatten(), persistent=False)
+        # Flipped here and back below: so gradients add up in the order of the recorded runs, to the same bits.
+        self.register_buffer('index', index.flip(0).flatten(), persistent=False)
 
     def forward(self, x):
         w = self.weight.flatten(1).index_select(1, self.index)
-        w = w.view(-1, 4, 3, 3, self.in_channels).flip(1).flatten(0, 1)  # filters and rotations, 3, 3, channels in
-        return F.conv2d(x, w.permute(0, 3, 1, 2), padding=self.padding)  # channels last in memory: faster on a CPU
+        w = w.view(-1, 4, 3, 3, self.in_channels).flip(1)
+        w = w.flatten(0, 1).permute(0, 3, 1, 2)  # filters and rotations, channels in, 3, 3; channels last in memory
+        return F.conv2d(x, w, padding=self.padding)
 
 
 def block(conv, nf, pool=False, p=0.):
@@ -51,13 +53,13 @@ def block(conv, nf, pool=False, p=0.):
     if p: layers.append(nn.Dropout(p))
     return nn.Sequential(*layers)
 
-def conv(ni, nf, pad=1, pool=False, p=0.):
+def conv(ni, nf, pad=1, **kwargs):
     "A 3×3 convolution from `ni` to `nf` channels in a `block`."
-    return block(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), nf, pool, p)
+    return block(nn.Conv2d(ni, nf, 3, padding=pad, bias=False), nf, **kwargs)
 
-def p4(ni, nf, pad=1, pool=False, lift=False, p=0.):
+def p4(ni, nf, pad=1, lift=False, **kwargs):
     "A p4 convolution in a `block`: from 4·`ni` channels (`ni` with `lift`) to 4·`nf`."
-    return block(P4Conv2d(ni, nf, pad, lift), 4*nf, pool, p)
+    return block(P4Conv2d(ni, nf, pad, lift), 4*nf, **kwargs)
 
 def head(nf, size):
     """From maps (`nf`, `size`, `size`) to ten logits: a global depthwise convolution, that is global pooling with a
@@ -85,10 +87,13 @@ class Model_1(Net):
     def __init__(self, channels=(8, 8, 8, 12, 8, 8)):
         a,b,c,d,e,f = channels
         super().__init__(
-            conv(1, a, pad=0), conv(a, b, pad=0), nn.MaxPool2d(2),  # 26, 24, 12 pixels wide
-            conv(b, c),        conv(c, d),        nn.MaxPool2d(2),  # 12, 12, 6
-            conv(d, e),        conv(e, f),                          # 6
-            nn.Conv2d(f, 10, 6), nn.Flatten())                      # 1
+            conv(1, a, pad=0),                   # 26 pixels wide
+            conv(a, b, pad=0), nn.MaxPool2d(2),  # 24, 12
+            conv(b, c),                          # 12
+            conv(c, d), nn.MaxPool2d(2),         # 12, 6
+            conv(d, e),                          # 6
+            conv(e, f),                          # 6
+            nn.Conv2d(f, 10, 6), nn.Flatten())   # 1
 
 
 class Model_2(Net):
@@ -97,11 +102,14 @@ class Model_2(Net):
     def __init__(self, filters=(2, 2, 4, 8, 8, 8), p=.05):  # 8, 8, 16, 32, 32, 32 channels
         a,b,c,d,e,f = filters
         super().__init__(
-            nn.ZeroPad2d(-2),                                                  # 24 pixels wide: negative padding crops
-            p4(1, a, pad=0, lift=True, p=p), p4(a, b, pad=0, pool=True, p=p),  # 22, 10
-            p4(b, c, p=p),                   p4(c, d, pool=True, p=p),         # 10, 5
-            p4(d, e, p=p),                   p4(e, f, p=p),                    # 5
-            *head(4*f, 5))                                                     # 1
+            nn.ZeroPad2d(-2),                    # 24 pixels wide: a negative padding crops
+            p4(1, a, pad=0, lift=True, p=p),     # 22
+            p4(a, b, pad=0, pool=True, p=p),     # 10
+            p4(b, c, p=p),                       # 10
+            p4(c, d, pool=True, p=p),            # 5
+            p4(d, e, p=p),                       # 5
+            p4(e, f, p=p),                       # 5
+            *head(4*f, 5))                       # 1
 
 
 class Model_3(Model_2):
@@ -139,11 +147,13 @@ def layers(net):
     x = torch.zeros(1, 1, 28, 28)
     for layer in deepcopy(net).cpu().eval().modules():
         if list(layer.children()): continue  # a container
-        kernel,stride = (np.max(getattr(layer, name, 1)) for name in ('kernel_size', 'stride'))
+        kernel = np.max(getattr(layer, 'kernel_size', 1))
         if isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d)): kernel = x.shape[-1]  # these take all of the map
+        field += (kernel-1)*jump
+        jump *= np.max(getattr(layer, 'stride', 1))
         x = layer(x)
-        field,jump = field + (kernel-1)*jump, jump*stride
-        name = type(layer).__name__ + (f' {layer.p}' if isinstance(layer, nn.Dropout) else '')
+        name = type(layer).__name__
+        if isinstance(layer, nn.Dropout): name += f' {layer.p}'
         rows.append((name, tuple(x.shape[1:]), count(layer), int(field)))
     return rows
 
@@ -153,4 +163,5 @@ def table(net):
     lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
     for name,shape,n,field in layers(net):
         lines.append(f"{name:<18}{'×'.join(map(str, shape)):>14}{n:>12,}{field:>17}")
-    return '\n'.join([*lines, f"{type(net).__name__ + ' in all':<32}{count(net):>12,}  (budget: fewer than {budget:,})"])
+    total = f"{type(net).__name__ + ' in all':<32}{count(net):>12,}  (budget: fewer than {budget:,})"
+    return '\n'.join([*lines, total])

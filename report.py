@@ -11,7 +11,7 @@ n_late = 3       # each of the last so many epochs must reach the target
 
 
 class StopAtNaN(Callback):
-    "Stops a fit with a `FloatingPointError` after an epoch whose loss is not finite (fastai's own stops without a word)."
+    "Ends a fit with a `FloatingPointError` after an epoch whose loss is not finite (fastai's own says nothing)."
     order = Recorder.order + 1
     def before_fit(self): self.run = not hasattr(self.learn, 'lr_finder')  # which diverges on purpose
     def after_epoch(self):
@@ -21,10 +21,11 @@ class StopAtNaN(Callback):
 
 
 def history(learn):
-    "The last fit of `learn`, a row per epoch, from 1: losses and accuracies (fractions), as it trains and in validation."
+    "The last fit of `learn`, a row per epoch, from 1: loss and accuracy (a fraction), as it trains and in validation."
     names = learn.recorder.metric_names[1:-1]  # without epoch and time
-    values = [[float(value) for value in row] for row in learn.recorder.values]
-    return pd.DataFrame(values, columns=names, index=pd.RangeIndex(1, len(values)+1, name='epoch')).round(6)
+    rows = pd.DataFrame(map(list, learn.recorder.values), columns=names).round(6)
+    rows.index = pd.RangeIndex(1, len(rows)+1, name='epoch')
+    return rows
 
 def write(make, path):
     "Let `make(file)` write `path`, atomically: a full disk or a crash leaves the old file whole."
@@ -37,18 +38,12 @@ def write(make, path):
 
 
 class EpochLog(Callback):
-    "Says what a run trains on, makes its folder before it trains, and counts its epochs from 1; with plain lines or bars."
+    "Counts the epochs of a run from 1; with fastai's bars, or with plain lines, where these would fill a log."
     order = Recorder.order + 2
     done = 0  # whole epochs
 
-    def __init__(self, step, bars): self.step,self.bars = step,bars
+    def __init__(self, bars): self.bars = bars
     def before_fit(self):
-        train,valid = self.dls.train_ds,self.dls.valid_ds
-        print(f'{train.name} ({len(train):,} images), {valid.name} ({len(valid):,})', flush=True)
-        self.folder = Path('runs')/self.step/('not-MNIST' if not_mnist in train.name else '')
-        try: self.folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise CliError(f'{self.folder}: {e.strerror}. Nothing was trained, since nothing could be saved.') from None
         if self.bars: return
         self.progress.run,self.learn.logger = False,self.line
         self.line(self.recorder.metric_names)
@@ -61,13 +56,12 @@ class EpochLog(Callback):
 def curves(rows, target):
     "Loss and accuracy per epoch, as the net trains and in validation, with the target."
     _,(loss,accuracy) = plt.subplots(1, 2, figsize=(11, 4.5))
-    rows.filter(like='loss').plot(ax=loss, style=['o--', 'o-'], logy=True, ylabel='loss', xticks=rows.index)
-    percent = 100*rows.filter(like='accuracy')
-    percent.plot(ax=accuracy, style=['o--', 'o-'], ylabel='accuracy, %', xticks=rows.index)
-    low = min(100*target, percent.valid_accuracy[-5:].min()) - 1  # the first epochs would hide the last ones
-    accuracy.set_ylim(low, 100.1)
-    accuracy.axhline(100*target, color='black', lw=1, ls=':', label=f'target {target:.2%}')
-    accuracy.legend(loc='lower right')  # the last epochs are at the top
+    rows.filter(like='loss').plot(ax=loss, style='o-', logy=True, xticks=rows.index, ylabel='loss')
+    rows.filter(like='accuracy').plot(ax=accuracy, style='o-', xticks=rows.index, ylabel='accuracy')
+    lowest = min(target, *rows.valid_accuracy[-5:])
+    accuracy.set_ylim(lowest - .01, 1.001)  # the first epochs would hide the last ones
+    accuracy.axhline(target, color='black', ls=':', label=f'target {target:.2%}')
+    accuracy.legend(loc='lower right')
 
 def pictures(learn, rows, target):
     "The pictures of a run: name -> function that draws it."
@@ -77,55 +71,58 @@ def pictures(learn, rows, target):
                 confusion=partial(interp.plot_confusion_matrix, figsize=(7, 7)),
                 top_losses=partial(interp.plot_top_losses, 16, figsize=(11, 12)))
 
-def save(learn, rows, target, folder):
-    "Save history, weights and pictures of a trained `learn` in `folder`; what could not be saved: file -> reason."
-    lost = {}
-    def try_to(make, name):
-        try: write(make, folder/name)
-        except Exception as e: lost[name] = getattr(e, 'strerror', None) or f'{e}'.partition('\n')[0]
-        else: print(f'saved {folder/name}')
-    def picture(draw, file):
+def draw_png(draw, file):
+    "Draw a picture into `file`, in matplotlib's own style: the reader's may need LaTeX."
+    with plt.ioff(), plt.style.context('default'):
         draw()
         plt.tight_layout()
-        plt.savefig(file, format='png', dpi=100)
+        plt.savefig(file, format='png')
+        plt.close()
 
-    try_to(rows.to_csv, 'history.csv')
-    try_to(partial(torch.save, learn.model.state_dict()), 'weights.pth')
-    with plt.ioff(), plt.style.context('default'):  # no windows; not in the reader's own style, which may need LaTeX
-        before = plt.get_fignums()
-        for name,draw in pictures(learn, rows, target).items():
-            try_to(partial(picture, draw), f'{name}.png')
-            for figure in set(plt.get_fignums()) - set(before): plt.close(figure)
+def save(learn, rows, target, folder):
+    "Save history, weights and pictures of a trained `learn` in `folder`; returns what could not be saved, and why."
+    files = {'history.csv': rows.to_csv, 'weights.pth': partial(torch.save, learn.model.state_dict())}
+    for name,draw in pictures(learn, rows, target).items(): files[f'{name}.png'] = partial(draw_png, draw)
+    lost = []
+    for name,make in files.items():
+        path = folder/name
+        try: write(make, path)
+        except Exception as e: lost.append(f'{path}: {getattr(e, "strerror", None) or str(e).splitlines()[0]}')
+        else: print(f'saved {path}')
     return lost
 
 def verdict(rows, target, on_mnist=True):
-    "(exit status, words): 0 when each of the last `n_late` epochs reached `target`, or when the run is not judged; else 1."
+    "(exit status, words): 0 when each of the last `n_late` epochs reached `target`, or the run is not judged; else 1."
     if not on_mnist:           return 0, f'not judged: {not_mnist}'
     if len(rows) > max_epochs: return 0, f'not judged: {len(rows)} epochs, the rule is at most {max_epochs}'
     last = rows.valid_accuracy[-n_late:]
     met = (last >= target).all()
-    return int(not met), f"{'target met' if met else 'TARGET MISSED'}: {target:.2%} or more in the last {len(last)} epochs"
+    words = 'target met' if met else 'TARGET MISSED'
+    return int(not met), f'{words}: {target:.2%} or more in each of the last {len(last)} epochs'
 
 def finish(learn, folder, text, target, seconds):
     "Save a run, print its step's Target / Result / Analysis and what was measured; return the exit status."
     rows = history(learn)
     last = rows.valid_accuracy[-5:]
-    on_mnist = not_mnist not in learn.dls.train_ds.name
+    on_mnist = len(learn.dls.train_ds) >= 50_000  # or a fold of it
+    if not on_mnist: folder /= 'not-MNIST'
+    folder.mkdir(exist_ok=True)
     with learn.no_bar(), learn.no_logging():
         lost = save(learn, rows, target, folder)
         clean = learn.validate(dl=clean_train(learn.dls))[1]
     status,words = verdict(rows, target, on_mnist)
     measured = f'last {len(last)} of {len(rows)} epochs: mean {last.mean():.2%}, lowest {last.min():.2%}'
     if not on_mnist: measured += f', on {not_mnist}'
+    machine = f'{learn.dls.device}, {torch.get_num_threads()} CPU threads'
     print(f"""
 {(text or '').strip().format(this_run=measured)}
 
 This run
     last epochs  {' '.join(f"{a:.2%}" for a in last)} (target {target:.2%})
     train        {clean:.2%} of the training images without augmentation and dropout, after the last epoch
-    time         {seconds//60:.0f} min {seconds%60:.0f} s to train and test; {learn.dls.device}, {torch.get_num_threads()} CPU threads
+    time         {seconds//60:.0f} min {seconds%60:.0f} s to train and test; {machine}
     verdict      {words}""")
-    if lost: raise CliError('Not saved: ' + '; '.join(f'{folder/name}: {why}' for name,why in lost.items()))
+    if lost: raise CliError('Not saved: ' + '; '.join(lost))
     return status
 
 
@@ -156,13 +153,14 @@ def run(step, train, target, text, epochs, lr, seed, model, data):
             print(f'{step}.py: error: argument {wrong}', file=sys.stderr)
             return 2
         if epochs > max_epochs:
-            print(f'*** {epochs} epochs: the rule is at most {max_epochs}; the run will not be judged.', file=sys.stderr)
+            print(f'*** {epochs} epochs: the rule is at most {max_epochs}; no target is judged.', file=sys.stderr)
         print(table(nets[model]()))
-        log = EpochLog(step, bars=IN_NOTEBOOK or sys.stdout.isatty())
-        start = time.perf_counter()
+        folder,log,start = Path('runs')/step, EpochLog(IN_NOTEBOOK or sys.stdout.isatty()), time.perf_counter()
+        try: folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e: raise CliError(f'Nothing can be saved here, so nothing was trained: {e}') from None
         try:
             learn = train(epochs=epochs, lr=lr, cbs=log, model=model, seed=seed, data=data)
-            return finish(learn, log.folder, text, target, time.perf_counter() - start)
+            return finish(learn, folder, text, target, time.perf_counter() - start)
         except (CliError, FloatingPointError) as e:
             raise CliError(str(e).splitlines()[-1].strip()) from None  # fastai adds a line of its own before it
         except KeyboardInterrupt:

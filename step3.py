@@ -1,33 +1,29 @@
 """Step 3: augmentation, one cycle of the learning rate, weight decay, the EMA of the weights: to the goal
 
 Target
-    99.40% in each of the last three epochs, in every seed: the goal of the assignment, with "consistently in the last epochs" taken
-    literally. Step 2 meets this in 2 of 10 seeds. It fits 99.75% of the training images; of the test images 99.38% are correct, with a
-    standard deviation of 0.06 percentage points over a seed's last epochs: generalization is missing, and stable last epochs.
+    99.40% in each of the last three epochs, in every seed: the goal of the assignment, "consistently in the last
+    epochs" taken literally. Step 2 meets this in 2 of 10 seeds: its gap is too large, and it fluctuates by 0.06
+    percentage points (standard deviation over a seed's last five epochs).
 Result
     recorded: seeds 0 to 19, last 5 of 15 epochs: mean 99.62% ± 0.02 (95% interval), lowest 99.54%
     this run: {this_run}
 Analysis
-    The net is that of step 2 without its dropout, whose effect here is inconclusive; held-out folds refused it (results/README.md).
-    Change in test accuracy in percentage points, 95% interval over ten seeds, seeds that meet the target, significant (Holm's correction):
+    The net is that of step 2 without its dropout. After the last epoch 99.79% of the training images are correct, and
+    99.62% of the test images. A seed's last five epochs now have a standard deviation of 0.02 percentage points.
+    Change in test accuracy in percentage points, 95% interval over ten seeds; seeds that meet the target; clear?
         +0.24 ± 0.04  20 of 20  yes  all of step 3, against step 2
+        +0.30 ± 0.05  10 of 10  yes  schedule, weight decay and EMA, against step 2 without dropout
         -0.07 ± 0.03  10 of 10  yes  without augmentation
-        -0.02 ± 0.03  10 of 10  no   without the elastic distortion
-        -0.03 ± 0.03  10 of 10  no   the elastic distortion only
-        -0.01 ± 0.03  10 of 10  no   a constant learning rate of 0.006
-        +0.00 ± 0.04  10 of 10  no   weight decay 0.01 for 0.1
         -0.06 ± 0.02  10 of 10  yes  without EMA
         -0.03 ± 0.04  10 of 10  no   with the dropout of step 2
-        -0.02 ± 0.05  10 of 10  no   batches of 128 for 256
-    Without any one of these parts all seeds still meet the target. But without EMA the seeds stay at 99.40% only from epoch 9 to 12 on,
-    with it from epoch 2 to 5 on; after the last epoch alone its effect is inconclusive (exploratory). Without augmentation the net fits
-    99.97% of the training images. The effects of the elastic distortion, one cycle against a constant rate (both with EMA), the weight
-    decay and the batch size are inconclusive: these intervals include zero. That of the affine map, left out in "the elastic distortion
-    only", is not significant after Holm's correction. The distortion stays for its loss on the held-out folds, lower with it in five of
-    six. There no smaller or larger number, from `bs` to `ema`, was shown to be better.
-    The gap narrows: 99.79% of the training images are correct after the last epoch, and 99.62% of the test images over the last five
-    epochs. There a seed's test accuracy has a standard deviation of 0.02 percentage points.
-    Adam and batches of 256 are as in steps 1 and 2; fit_one_cycle also moves beta1, from 0.95 to 0.85 and back.
+        -0.01 ± 0.03  10 of 10  no   a constant learning rate of 0.006
+        +0.00 ± 0.04  10 of 10  no   weight decay 0.01 instead of 0.1
+        -0.02 ± 0.03  10 of 10  no   without the elastic distortion
+    To step 2 without dropout (-0.14) schedule, decay and EMA add 0.30 together, and augmentation 0.07: +0.24 in all.
+    We explain it so: annealing and averaging both calm the last steps, so one can do most of the other's work. With
+    EMA the seeds stay at 99.40% from epoch 2 to 5 on, without it from epoch 9 to 12 on. The most frequent mistakes:
+    9 read as 4, 5 as 3, 4 as 9. The peak rate, 0.015, is near `lr_find`'s minimum, 0.0145 (valley: 0.0010; medians of
+    five seeds). On held-out images no other value of a number below was shown to be better.
 """
 import report
 from data import RandomWarp, mnist_dls
@@ -41,8 +37,9 @@ bs = 256         # images per batch
 lr = 1.5e-2      # the peak of the cycle
 pct_start = .1   # of all batches, up to the peak; the longer rest anneals the rate to about zero
 wd = .1          # weight decay, for fastai's default of .01
-warp = dict(degrees=8, shift=1.2, scale=.06, shear=.2, elastic=.4)  # random for every image in every epoch; the units are `RandomWarp`'s
 ema = 9          # the EMA averages over about the last ninth of the batches so far; 0: no EMA
+# The limits of a random warp, new for every image in every epoch; the units are `RandomWarp`'s.
+warp = dict(degrees=8, shift=1.2, scale=.06, shear=.2, elastic=.4)
 
 
 class EMA(Callback):
@@ -62,11 +59,11 @@ class EMA(Callback):
         self.weights = None
     def after_batch(self):
         if not self.training: return
-        decay = self.n and (self.n + 1)/(self.n + 1 + self.part)
         self.n += 1
+        decay = self.n/(self.n + self.part) if self.n > 1 else 0  # nothing of the untrained net
         for mean,now in zip(self.mean.values(), self.model.state_dict().values()):
             if mean.is_floating_point(): mean.lerp_(now, 1 - decay)
-            else: mean.copy_(now)
+            else: mean.copy_(now)  # batch norm's counter
     def before_validate(self):
         if self.mean is None: return
         self.weights = deepcopy(self.model.state_dict())
@@ -75,7 +72,7 @@ class EMA(Callback):
 
 
 def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=False, **kwargs):
-    """An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs` are those of `mnist_dls`.
+    """An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`.
     With `pretrained` it has the weights of the recorded seed 0, chosen beforehand, not the best."""
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)
@@ -99,10 +96,11 @@ def main(
     lr:float=lr,          # Learning rate, at the peak of its cycle
     seed:int=0,           # Seed of all random choices: same seed, machine and thread count, same numbers
     model:str='Model_3',  # Net to train, a class of models.py
-    data:str='auto',      # mnist, digits (scikit-learn's), auto (digits where MNIST cannot be had), or a folder that holds MNIST/raw
+    data:str='auto'       # mnist; digits (scikit-learn's); auto: digits where MNIST cannot be had; or a folder
 ):
-    "Train step 3, print its Target / Result / Analysis. Exit status: 0 target met or run not judged; 1 missed or failed; 2 wrong option."
-    return report.run('step3', train, target, __doc__, epochs=epochs, lr=lr, seed=seed, model=model, data=data)
+    """Train step 3, print its Target / Result / Analysis. Exit status: 0 target met, or run not judged (not MNIST, or
+    more than 15 epochs); 1 missed or failed; 2 wrong option; 130 interrupted."""
+    return report.run('step3', train, target, __doc__, epochs, lr, seed, model, data)
 
 
 if __name__ == '__main__': sys.exit(call_parse(main))

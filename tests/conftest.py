@@ -62,7 +62,7 @@ def root(tmp_path, monkeypatch):
         n = dict(train=1200, t10k=300)[part]
         write_idx(raw/f'{part}-images-idx3-ubyte', x[:n,0])
         write_idx(raw/f'{part}-labels-idx1-ubyte', y[:n])
-    monkeypatch.setattr(data, 'raw_md5', {f.name: hashlib.md5(f.read_bytes()).hexdigest() for f in sorted(raw.iterdir())})
+    monkeypatch.setattr(data, 'raw_md5', {name: hashlib.md5((raw/name).read_bytes()).hexdigest() for name in data.raw_md5})
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     return tmp_path/'root'
 

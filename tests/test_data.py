@@ -108,8 +108,6 @@ def test_folds_are_disjoint_and_leave_the_test_images_out(root):
         every = getattr(whole.train_ds, part)
         assert torch.equal(torch.cat([getattr(fold.valid_ds, part) for fold in folds]), every)
         assert torch.equal(getattr(folds[0].train_ds, part), every[200:])
-    assert 'fold 1' in folds[0].valid_ds.name and 'test' in whole.valid_ds.name
-    assert whole.train_ds.name.startswith('MNIST')
     for wrong in (0, 7, 2.5):
         with pytest.raises(CliError, match='1 to 6'): mnist_dls('digits', fold=wrong)
 
@@ -130,7 +128,7 @@ def test_without_a_home_directory(monkeypatch, tmp_path):
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     monkeypatch.delenv('MNIST_ROOT', raising=False)
     monkeypatch.chdir(tmp_path)
-    assert mnist_dls('auto').train_ds.name.startswith(not_mnist)
+    assert len(mnist_dls('auto').train_ds) == 1437
 
 raw_files = list(data.raw_md5)
 
@@ -155,19 +153,16 @@ def test_missing_file_without_network(at_root, root, name, capsys):
     (root/'MNIST'/'raw'/name).unlink()
     for asked in ('mnist', root):
         with pytest.raises(CliError, match='cannot be downloaded.*--data'): mnist_dls(asked)
-    dls = mnist_dls('auto')
-    assert dls.train_ds.name.startswith(not_mnist) and len(dls.train_ds) == 1437
-    assert 'Using scikit-learn' in capsys.readouterr().err
+    assert len(mnist_dls('auto').train_ds) == 1437 and f'Using {not_mnist}' in capsys.readouterr().err
 
 def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_the_root(root, tmp_path, monkeypatch):
     path = root/'MNIST'/'raw'/raw_files[0]
     path.unlink()
     path.mkdir()
+    with pytest.raises(CliError, match=raw_files[0]): mnist_dls(root)
     (tmp_path/'file').write_text('')
-    for where,said in ((root, raw_files[0]), (tmp_path/'file', 'file.*--data')):
-        monkeypatch.setenv('MNIST_ROOT', str(where))
-        for asked in ('auto', 'mnist'):
-            with pytest.raises(CliError, match=said): mnist_dls(asked)
+    monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'file'))
+    with pytest.raises(CliError, match='file.*--data'): mnist_dls('mnist')
 
 @pytest.fixture
 def mirror(root, tmp_path, monkeypatch):
@@ -212,9 +207,9 @@ def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
         if fault == 'html': path.write_text('<html>Please log in</html>')
         if fault == 'checksum': path.write_bytes(good[:-1] + b'?')
         if fault == 'silent': m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
-        with pytest.raises(CliError, match='cannot be downloaded.*--data$|by --data.$') as e: mnist_dls('mnist')
+        with pytest.raises(CliError, match='cannot be downloaded.*by --data.$') as e: mnist_dls('mnist')
         assert len(str(e.value).splitlines()) == 1
-        assert mnist_dls('auto').train_ds.name.startswith(not_mnist) and 'NOT MNIST' in capsys.readouterr().err
+        assert len(mnist_dls('auto').train_ds) == 1437 and 'NOT MNIST' in capsys.readouterr().err
     assert socket.getdefaulttimeout() is None
     path.write_bytes(good)
     assert len(mnist_dls('mnist').train_ds) == 1200  # what was left by the fault does no harm

@@ -1,5 +1,6 @@
 "Nothing lost, nothing silent: interruption, lost readers, full disks, NaN losses, options that make no sense."
 import io, os, runpy, shlex, shutil, signal, subprocess, sys
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -20,7 +21,7 @@ def main(**kwargs):
     try: return step1.main(**{'data': 'digits', 'epochs': 2, **kwargs})
     except CliError as e: return str(e)
 
-def saved(): return sorted(os.listdir('runs/step1/not-MNIST'))
+def saved(): return sorted(path.name for path in Path('runs').rglob('*') if path.is_file())
 
 @pytest.fixture
 def start(environment):
@@ -46,11 +47,11 @@ def test_ctrl_c_stops_cleanly(start):
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=60)
     assert p.returncode == 130 and out.splitlines()[-1].startswith('Stopped after epoch')
-    assert err == '*** 1000 epochs: the rule is at most 15; the run will not be judged.\n' and saved() == []
+    assert err == '*** 1000 epochs: the rule is at most 15; no target is judged.\n' and saved() == []
 
 def test_ctrl_c_while_saving_says_what_was_saved(monkeypatch, capsys):
-    def interrupt(*args): raise KeyboardInterrupt
-    monkeypatch.setattr(report, 'pictures', interrupt)
+    def interrupt(): raise KeyboardInterrupt
+    monkeypatch.setattr(report, 'pictures', lambda *args: dict(one=interrupt))
     assert main() == 130 and saved() == ['history.csv', 'weights.pth']
     assert capsys.readouterr().out.endswith('Stopped after epoch 2 of 2: only what is listed above was saved.\n')
 
@@ -110,7 +111,7 @@ def test_full_disk(tmp_path, environment):
 
 def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
     (tmp_path/'runs').write_text('a file where the folder should be')
-    assert 'Nothing was trained' in main() and 'train_loss' not in capsys.readouterr().out
+    assert 'nothing was trained' in main() and 'train_loss' not in capsys.readouterr().out
 
 class NaNNet(nn.Module):
     "A net whose output is NaN from the given batch on."

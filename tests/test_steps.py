@@ -158,7 +158,7 @@ files = ['confusion.png', 'curves.png', 'history.csv', 'samples.png', 'top_losse
 
 def check_run(step, out, folder):
     "What a run of two epochs on the small digits prints and saves."
-    parts = [table(create(step_nets[step])), 'NOT MNIST), test (360)', 'train_loss', 'saved', 'Target\n', 'Result\n',
+    parts = [table(create(step_nets[step])), 'train_loss', 'saved', 'Target\n', 'Result\n',
              'recorded:', 'this run: last 2 of 2', 'Analysis\n', 'This run\n', 'verdict      not judged']
     places = [out.index(part) for part in parts]
     assert places == sorted(places)
