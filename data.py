@@ -13,7 +13,7 @@ warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarn
 
 from fastai.vision.all import *
 from fastcore.script import CliError
-from PIL import ImageOps
+from PIL import ImageOps, ImageStat
 from scipy import ndimage
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
@@ -34,22 +34,30 @@ test_bs = 250  # images per test batch: large enough for a GPU, small enough for
 
 class DigitImages:
     "Images `x`, uint8 (n, 1, 28, 28), and labels `y`, int64 (n,), in memory; indexed by a whole batch of positions."
-    n_inp,c,vocab = 1,10,CategoryMap(range(10), sort=False)
+    n_inp,c = 1,10
+    vocab = CategoryMap(range(10), sort=False)
 
     # `split_idx` tells fastai's random transforms what the images are for: 0 training, 1 validation.
     def __init__(self, x, y=None, split_idx=1): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
         x = (self.x[idx]/255).as_subclass(TensorImageBW)
-        return (x,) if self.y is None else (x, TensorCategory(self.y[idx]))
+        if self.y is None: return (x,)
+        return x, TensorCategory(self.y[idx])
 
     # What else fastai asks of a dataset: `show_batch` and `predict`, `Interpretation`, `export`, `tta`.
-    def decode(self, item, full=True): return (item[0], *(Category(self.vocab[int(label)]) for label in item[1:]))
+    def decode(self, item, full=True):
+        x,*labels = item
+        return (x, *[Category(self.vocab[int(label)]) for label in labels])
     @property
-    def items(self): return L(self.x if self.y is None else zip(self.x, self.y), use_list=True)
-    def new_empty(self): return DigitImages(self.x[:0].clone(), self.y[:0].clone())  # a view would keep all images
+    def items(self):
+        pairs = self.x if self.y is None else zip(self.x, self.y)
+        return L(pairs, use_list=True)
+    def new_empty(self):
+        return DigitImages(self.x[:0].clone(), self.y[:0].clone())  # a view would keep all images
     @contextlib.contextmanager
-    def set_split_idx(self, split_idx): return replacing_yield(self, 'split_idx', split_idx)
+    def set_split_idx(self, split_idx):
+        return replacing_yield(self, 'split_idx', split_idx)
 
 
 class BatchDL(TfmdDL):
@@ -110,53 +118,107 @@ def warp_basis(h, w, device, dtype):
 
 # ---- A picture in MNIST's form ---------------------------------------------------------------------------------------
 
-def mnist_form(o):
-    """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on 0, scaled to
-    fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document Recognition", section III-A)."""
-    with contextlib.nullcontext(o) if isinstance(o, Image.Image) else Image.open(o) as image: image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data: image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image.convert('RGBA'))
-    image = (image if image.mode[0] in 'IF' else image.convert('L')).convert('F')  # modes I and F: more than 8 bits, which L would clip
-    x = grey = np.asarray(image.reduce(max(1, max(image.size)//128)))  # at most 255 pixels long: averages noise
-    side,near = min(x.shape),np.ones((3, 3))
-    rim = ~ndimage.binary_erosion(np.ones(x.shape), near, max(1, side//10))
-    x = x * np.sign(((x - ndimage.uniform_filter(x, side))**3).sum())  # what differs most from its surroundings is ink: now it is light
-    x = x - ndimage.grey_opening(np.pad(x, side, 'edge'), side*3//4 + 1)[side:-side, side:-side]  # the ground and its shade
-    n,edges = np.histogram(x, 256)
-    n,s = n.cumsum(),(n*edges[:-1]).cumsum()
-    t = edges[1 + np.argmax((s[-1]*n - n[-1]*s)**2 / (n*(n[-1] - n) + 1e-9))]  # Otsu 1979: the greatest variance between two classes
-    if (ink := x > t).all() or x[ink].mean() - x[~ink].mean() < max(grey.max()/32, 3.5*x[~ink].std()): raise ValueError('there is no ink.')
-    inner = ndimage.binary_propagation(ink & ~rim, near, ink)
-    if inner.sum() > ink.sum()/5: ink = inner  # without a frame and what else lies along the rim; but a digit out there stays
-    parts,_ = ndimage.label(ink, near)
-    size = np.bincount(parts.ravel(), ink.ravel())
-    ink = ndimage.binary_dilation((size > size.max()/10)[parts], near, 2)  # no specks, but the soft edges
-    x = np.where(ink, (x - min(t, 2*np.median(x[x <= t]))).clip(0), 0).astype(np.float32)  # no noise around them
-    x = Image.fromarray(x[ndimage.find_objects(1*(x > 0))[0]])
-    x = np.asarray(x.resize([max(1, round(o*20/max(x.size))) for o in x.size])).clip(0)
-    x = (x * max(1/x.max(), .85*x.sum()/(x*x).sum())).clip(0, 1)  # thin lines have faded: as strong as MNIST's
-    top,left = (min(max(0, math.floor(14.5 - c)), 28 - o) for c,o in zip(ndimage.center_of_mass(x), x.shape))
-    return F.pad(tensor(x).mul(255).round().byte(), (left, 28-x.shape[1]-left, top, 28-x.shape[0]-top))
+def grey_levels(image):
+    "The grey levels of a picture, upright and on a plain ground, at most 255 pixels long."
+    image = ImageOps.exif_transpose(image)
+    if image.has_transparency_data:
+        grey,opaque = image.convert('RGBA').convert('LA').split()
+        is_light = ImageStat.Stat(grey, opaque).mean[0] > 127
+        ground = Image.new('L', image.size, 'black' if is_light else 'white')  # white strokes are seen, too
+        image = Image.composite(grey, ground, opaque)
+    if image.mode[0] not in 'IF': image = image.convert('L')  # I and F have more than 8 bits: L would clip them
+    shrink = 1 + max(image.size)//256
+    return np.asarray(image.convert('F').reduce(shrink))  # a block's average has less noise
 
+
+def light_ink(grey):
+    "How far a pixel stands out, with the ink made light. Paper, table and shade are about 0."
+    side = min(grey.shape)
+    local = grey - ndimage.uniform_filter(grey, side)
+    skew = (local**3).sum()  # below 0: what stands out is dark
+    if skew < 0: grey = -grey
+    wide = np.pad(grey, side, 'edge')
+    ground = ndimage.grey_opening(wide, side*3//4 + 1)  # loses all light things that are narrower than this
+    return grey - ground[side:-side, side:-side]
+
+
+def digit_only(light, contrast):
+    "The digit with its soft edges; all else is 0. Ink stands out by `contrast` at least, and more than noise does."
+    ink = light > light.max()/3
+    rest = light[~ink]
+    contrast = max(contrast, 3.5*rest.std())
+    if not ink.any() or light[ink].mean() < rest.mean() + contrast:
+        raise ValueError('there is no ink.')
+    parts,_ = ndimage.label(ink, np.ones((3, 3)))  # diagonal neighbours belong together
+    # Frames and tables lie along the rim, the digit reaches inside. If next to nothing does, the digit is at the rim.
+    rim = 1 + min(ink.shape)//10
+    inner = ink & np.isin(parts, parts[rim:-rim, rim:-rim])
+    if inner.sum() > ink.sum()/5: ink = inner
+    # Specks are small beside the largest part.
+    size = np.bincount(parts.flat, ink.flat)
+    ink = size[parts] > size.max()/10
+    soft = ndimage.binary_dilation(ink, iterations=2)
+    noise = 2*np.median(rest)
+    return np.where(soft, light - noise, 0).clip(0)
+
+
+def mnist_form(o):
+    """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on
+    0, scaled to fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
+    Recognition", section III-A)."""
+    # 1. Grey levels.
+    if isinstance(o, Image.Image): grey = grey_levels(o)
+    else:
+        with Image.open(o) as image: grey = grey_levels(image)
+    # 2. Light ink on 0. 3. The digit alone.
+    light = light_ink(grey)
+    light = digit_only(light, grey.max()/32)
+    # 4. Its box, scaled to fit 20×20.
+    image = Image.fromarray(light)
+    image = image.crop(image.getbbox())
+    scale = 20/max(image.size)
+    size = [max(1, round(scale*n)) for n in image.size]
+    x = np.asarray(image.resize(size)).clip(0)
+    # 5. The 28×28 pixels around its centre of mass.
+    x = tensor(255/x.max()*x).round().byte()
+    top,left = [round(c) for c in ndimage.center_of_mass(x.numpy())]
+    x = F.pad(x, (14, 14, 14, 14))
+    return x[top:top+28, left:left+28]
+
+
+def is_picture(o): return isinstance(o, (str, Path, Image.Image)) or hasattr(o, 'read')
+
+def from_picture(o):
+    "`mnist_form`; one line says what is wrong with a picture."
+    try: return mnist_form(o)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
+        name = truncstr(str(o).replace('\n', ' '), 200)  # a data URL has thousands of characters
+        reason = getattr(e, 'strerror', None) or e
+        raise ValueError(f'{name}: {reason}') from None
+
+def from_array(o):
+    "An array that has MNIST's form already, as uint8 (28, 28)."
+    if o is None: raise ValueError('There is no picture, only None: draw or choose one first.')
+    a = o.data.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)
+    whole = a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28)
+    if whole and 0 <= a.min() and 128 <= a.max() <= 255 and a.mean() < 128:
+        return tensor(a.astype(np.uint8)).view(28, 28)
+    found = f'{a.dtype} {a.shape}'
+    if a.size and a.dtype.kind in 'iuf': found += f' from {a.min():g} to {a.max():g}'
+    raise ValueError(f'An array must be 28×28 whole numbers from 0 to 255, light ink on 0, not {found}. '
+                     'Give a file, a PIL image, or an array such as learn.dls.valid_ds.x[0].')
 
 def stack_items(items):
-    "`DigitImages` of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's form, arrays must have it."
-    def image(o):
-        if isinstance(o, (str, Path, Image.Image)):
-            try: return mnist_form(o)
-            except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-                raise ValueError(f'{o}: {getattr(e, "strerror", None) or e}') from None
-        a = o.data.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)
-        what = f'{a.dtype} {a.shape}' + (f' from {float(a.min()):g} to {float(a.max()):g}' if a.size and a.dtype.kind in 'biuf' else '')
-        if a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28) and 0 <= a.min() and 128 <= a.max() <= 255 > 2*a.mean():
-            return tensor(a.astype(np.uint8)).view(28, 28)
-        raise ValueError(f'An array must be 28×28 whole numbers from 0 to 255, light ink on 0, not {what}. '
-                         'Scale, round or invert it, or give a file or a PIL image of any size.')
-    items = [items] if isinstance(items, (str, Path, Image.Image)) else list(items)
+    """`DigitImages` of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's form, arrays
+    must have it. Pairs (picture, label), as in torchvision's datasets, give labels, too."""
+    items = [items] if is_picture(items) else list(items)
     if not items: raise ValueError('The list is empty: there is no picture in it.')
+    labels = None
     if isinstance(items[0], tuple):
         items,labels = zip(*items)
-        return DigitImages(torch.stack([image(o) for o in items])[:,None], tensor([int(o) for o in labels]))
-    return DigitImages(torch.stack([image(o) for o in items])[:,None])
+        labels = tensor([int(label) for label in labels])
+    images = [from_picture(o) if is_picture(o) else from_array(o) for o in items]
+    return DigitImages(torch.stack(images)[:,None], labels)
 
 
 # ---- The data sets ---------------------------------------------------------------------------------------------------
@@ -209,13 +271,13 @@ def read(data):
     try: return load_mnist(root)
     except (RuntimeError, OSError, HTTPException) as e:
         why = f'MNIST is not in {root} and cannot be downloaded: ' + ' '.join(str(e).split())
-    if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder that holds MNIST/raw by --data.')
+    if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder of MNIST/raw by --data.')
     print(f'*** {why}\n*** Using {not_mnist} instead.', file=sys.stderr)
     return load_digits()
 
 
 def mnist_dls(
-    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is no MNIST; a folder
+    data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is none; a folder
     bs=256,      # Images per training batch
     tfms=None,   # Transforms of a batch, such as `RandomWarp`
     fold=None,   # 1 to 6: validate on this sixth of the training images, train on the rest; None: train and test images

@@ -1,168 +1,168 @@
-"""Computes from the tables in results/ what the docstrings and the READMEs give, and puts their tables and rows in.
+"""Computes the tables of the READMEs and the rows in the steps' texts from the recorded runs, and draws the pictures.
 
-    python results/evidence.py   # fills in the tables and the steps' rows, draws the pictures; MNIST is in $MNIST_ROOT
+    python results/evidence.py   # fills in the tables, draws the pictures; MNIST is in $MNIST_ROOT
 
-The accuracy of a run is the mean over its last five epochs, never its best epoch.
+The accuracy of a run is the mean over its last five epochs (of 4 epochs: the last one), never its best epoch.
 """
 import re
-from functools import cache
 
-from record import experiments, here, parts, step3, value_of, values
-from data import RandomWarp, mnist_form
+from record import experiments, here, key, step3
 import matplotlib.pyplot as plt, numpy as np, pandas as pd, torch
-from fastai.vision.all import AttrDict, TensorImageBW, set_seed, show_images
-from PIL import Image, ImageDraw, ImageFilter
+from data import RandomWarp, mnist_form
+from fastai.vision.all import PILImage, TensorImageBW, set_seed, show_images
 from scipy import stats
 from torch.nn import functional as F
 from torchvision.utils import save_image
 
-project = here.parent
 steps = ['step1', 'step2', 'step3']
-variants = ['step3-8epochs', 'step3-4epochs', 'step3-3epochs', 'step3-Model_4', 'step3-Model_5']
-texts = [project/f'{step}.py' for step in steps] + [project/'README.md', here/'README.md']
-epochs,runs = (pd.read_csv(here/f'{name}.csv') for name in ('epochs', 'runs'))
+epochs = pd.read_csv(here/'epochs.csv')
+runs = pd.read_csv(here/'runs.csv')
 
 
-def test_runs(name): return runs[(runs.experiment == name) & (runs.fold == 0)].set_index('seed')
+def measure(run):
+    "What counts of a run, from its epochs. Accuracies are in percent."
+    accuracy = (100*run.valid_accuracy).round(4)
+    last = accuracy.tail(5 if len(run) >= 8 else 1)
+    below = run.epoch[accuracy < 99.4]
+    return pd.Series(dict(
+        accuracy=last.mean(), lowest=last.min(), sd=last.std(),
+        loss=run.valid_loss.tail(5).mean(),
+        epochs=len(run), final=accuracy.iloc[-1],
+        late=accuracy.tail(3).min(),       # to compare with the target
+        since=max(below, default=0) + 1))  # from this epoch on 99.40% or more
 
-def late(name, n=None):
-    "A row per seed of the last `n` epochs' test accuracy, in percent: of the last five, or where there are fewer than eight, of the last."
-    found = epochs[(epochs.experiment == name) & (epochs.fold == 0)]
-    found = (100*found.pivot(index='seed', columns='epoch', values='valid_accuracy')).round(4)
-    return found.iloc[:, -(n or (5 if found.shape[1] >= 8 else 1)):]
+measured = epochs.groupby(key).apply(measure, include_groups=False).join(runs.set_index(key))
+tested = measured.xs(0, level='fold')      # evaluated on the test images
+held_out = measured.drop(0, level='fold')  # evaluated on a fold of the training images
 
-def reached(name, goal=99.4):
-    "For each seed the first epoch from which on no test accuracy is below `goal` percent; NaN where the last one is."
-    lasting = (late(name, 99) >= goal).iloc[:, ::-1].cummin(axis=1)
-    return (lasting.shape[1] + 1 - lasting.sum(axis=1)).where(lasting.iloc[:, 0])
+# The rows of the tables: words -> step, what is compared with what.
+pairs = {what: (step.__name__, name, step.__name__) for name,(step,_,what) in experiments.items() if what}
+pairs |= {
+    'all of step 2, against step 1': ('step2', 'step2', 'step1'),
+    'all of step 3, against step 2': ('step3', 'step3', 'step2'),
+    'schedule, weight decay and EMA, against step 2 without dropout':
+        ('step3', 'without-augmentation', 'step2-without-dropout')}
+changes = [what for what,(_,name,_) in pairs.items() if name in tested.index]
 
-def wrong(name):
-    "For each run of `name` on the test images: image -> digit that the net takes it for, after the last epoch."
-    return [{int(i): int(guess) for i,guess in (o.split(':') for o in found.split())} for found in test_runs(name).wrong]
+
+def half(values):
+    "Half the width of the 95% t-interval of the mean."
+    return np.ptp(stats.ttest_1samp(values, 0).confidence_interval())/2
+
+def difference(what):
+    "By how many percentage points the accuracy differs: one value for each seed that both sides have."
+    _,name,base = pairs[what]
+    return (tested.loc[name].accuracy - tested.loc[base].accuracy).dropna()
+
+# A change is clear where p is at most 5% after Holm's correction for all of them.
+p = {what: stats.ttest_1samp(difference(what), 0).pvalue for what in changes}
+p = pd.Series(p).sort_values()
+corrected = (p*np.arange(len(p), 0, -1)).cummax()
+clear = {what: 'yes' if corrected[what] <= .05 else 'no' for what in changes}
+
+
+def words(what, places=2):
+    "The mean difference with its 95% interval."
+    d = difference(what)
+    return f'{d.mean():+z.{places}f} ± {half(d):.{places}f}'  # z: no minus before a zero
 
 def met(name, target=None):
-    "How many seeds of `name` meet the target of its step (or `target`, a fraction) in each of the last three epochs."
-    return int((late(name, 3).min(axis=1) >= 100*(target or experiments[name][0].target)).sum())
+    "How many seeds reach the target of their step (or `target`) in each of the last three epochs."
+    target,late = target or experiments[name][0].target,tested.loc[name].late
+    return f'{(late > 100*target - 1e-6).sum()} of {len(late)}'
 
-def summary(name):
-    "All numbers of experiment `name` that a text may give, as it gives them; of the last five epochs where nothing else is said."
-    found,first = late(name),reached(name)
-    return AttrDict(parameters=f'{test_runs(name).parameters.iloc[0]:,}', epochs=str(late(name, 99).shape[1]),
-                    mean=f'{found.stack().mean():.2f}', half=f'{interval(found.mean(axis=1)):.2f}',  # of the 95% interval over the seeds
-                    lowest=f'{found.min(axis=None):.2f}', met=f'{met(name)} of {len(found)}',
-                    train=f'{100*test_runs(name).clean_accuracy.mean():.2f}',  # accuracy on the training images, after the last epoch
-                    sd=f'{found.std(axis=1).mean():.2f}',                      # standard deviation over the epochs of a seed
-                    first=f'{first.min():.0f} to {first.max():.0f}' if first.notna().all() else 'never')  # from it on 99.40%, by seed
+def since(name):
+    "The first epoch from which on a seed has 99.40% or more: from the first to the last seed."
+    found = tested.loc[name].since
+    if (found > tested.loc[name].epochs).any(): return 'not every seed'
+    return f'{found.min():.0f} to {found.max():.0f}'
 
+def row(what):
+    "A change as a step's text shows it."
+    return f'{words(what)}  {met(pairs[what][1]):>8}  {clear[what]:<3}  {what}'
 
-def interval(d, extra=0):
-    "Half the width of the 95% t-interval of the mean of `d`; `extra` corrects for training images that runs share (see `on_folds`)."
-    return stats.t.ppf(.975, len(d)-1) * d.std() * np.sqrt(1/len(d) + extra)
+def result(step):
+    "The recorded result as a step's text shows it."
+    found = tested.loc[step]
+    mean = f'mean {found.accuracy.mean():.2f}% ± {half(found.accuracy):.2f} (95% interval)'
+    return f'seeds 0 to {len(found)-1}, last 5 of 15 epochs: {mean}, lowest {found.lowest.min():.2f}%'
 
-def base(name):
-    "The experiment that `name` changes: its own step, or for a step the one before."
-    return experiments[name][0].__name__ if name not in steps else steps[steps.index(name) - 1]
+def mistakes(name):
+    "All wrong answers of the seeds of `name`: the image, and the digit that it was taken for."
+    answers = ' '.join(tested.loc[name].wrong)
+    pairs = re.findall(r'(\d+):(\d)', answers)
+    return pd.DataFrame(pairs, columns=['image', 'taken_for']).astype(int)
 
-def difference(name):
-    "Test accuracy of `name` less that of `base(name)`, in percentage points: one value per seed that both have."
-    return (late(name).mean(axis=1) - late(base(name)).mean(axis=1)).dropna()
-
-def words(name, places=2):
-    "`difference(name)` with its 95% interval."
-    d = difference(name)
-    return f'{d.mean():+z.{places}f} ± {interval(d):.{places}f}'  # z: no minus before a zero
-
-def changes():
-    "The experiments on the test images that have a difference: what it is of -> name."
-    found = runs[runs.fold == 0].experiment.unique()
-    return {experiments[name][2]: name for name in found if name != 'step1' and experiments[name][2]}
-
-def on_folds(name):
-    """Of `name` against its base: loss ratio of each fold, difference in accuracy in percentage points, half its 95% interval over
-    the folds, runs. Only folds and seeds that both have count; runs of one fold are averaged first. 1/5 is images evaluated on over
-    images trained on (Nadeau and Bengio 2003)."""
-    found = epochs[(epochs.fold > 0) & epochs.experiment.isin([name, base(name)])]
-    found = found.groupby(['experiment', 'fold', 'seed'])[['valid_loss', 'valid_accuracy']].apply(lambda run: run.tail(5).mean())
-    pairs = found.loc[name].merge(found.loc[base(name)], on=['fold', 'seed'], suffixes=('', '_base'))
-    m = pairs.groupby('fold').mean()
-    d = 100*(m.valid_accuracy - m.valid_accuracy_base)
-    return m.valid_loss/m.valid_loss_base, d.mean(), interval(d, extra=1/5), len(pairs)
-
-def decided(name):
-    "What the two rules of results/README.md say of `name`: the second of a part left out, the first of all others."
-    ratio,d,_,n = on_folds(name)
-    whole = len(ratio) == 6 and n >= 12
-    if name in parts: return ('stays' if (ratio > 1).sum() >= 5 else 'not needed') if whole else 'undecided'
-    if (ratio > 1).sum() >= 2 or whole and d <= 0: return 'no'
-    return 'taken' if whole else 'undecided'
+def confused(name, labels):
+    "How often which digit was taken for which other, the most frequent first."
+    found = mistakes(name)
+    found['digit'] = np.asarray(labels)[found.image]
+    return found.value_counts(['digit', 'taken_for'])
 
 
-def markdown(head, rows): return '\n'.join('| ' + ' | '.join(r) + ' |' for r in [head, ['---']*len(head), *rows])
+def markdown(head, rows):
+    lines = []
+    for cells in [head, ['---']*len(head), *rows]: lines.append(f'| {" | ".join(cells)} |')
+    return '\n'.join(lines)
 
 def steps_table():
-    "The steps, and step 3 for fewer epochs or with fewer parameters."
-    rows = [(f'[`{s}.py`]({s}.py)', s) for s in steps] + [(f'`step3.py {option(v)}`', v) for v in variants if len(test_runs(v))]
-    return markdown(['', 'parameters', 'epochs', 'test accuracy, %', 'lowest', '99.40% from epoch', 'target met'],
-                    [[what, k.parameters, k.epochs, f'**{k.mean}** ± {k.half}', k.lowest, k.first, k.met]
-                     for what,name in rows for k in [summary(name)]])
-
-def option(name): return ' '.join(f"--{k} {getattr(v, '__name__', v)}" for k,v in experiments[name][1].items())
-
-@cache  # the rows of the steps ask for it one by one
-def significant():
-    "The changes that are significant at 5% after Holm's correction for all of them."
-    p = pd.Series({name: stats.ttest_1samp(difference(name), 0).pvalue for name in changes().values()}).sort_values()
-    return set(p.index[(p*np.arange(len(p), 0, -1)).cummax() <= .05])
+    names = {f'[`{step}.py`]({step}.py)': step for step in steps}
+    names |= {
+        '`step3.py --epochs 8`': 'step3-8epochs',
+        '`step3.py --epochs 4` (its last epoch)': 'step3-4epochs',
+        '`step3.py --model Model_4`': 'step3-Model_4',
+        '`step3.py --model Model_5`': 'step3-Model_5'}
+    rows = []
+    for what,name in names.items():
+        found = tested.loc[name]
+        accuracy = f'**{found.accuracy.mean():.2f}** ± {half(found.accuracy):.2f}'
+        rows.append([what, f'{found.parameters[0]:,}', f'{found.epochs[0]:.0f}', accuracy, f'{found.lowest.min():.2f}',
+                     since(name), met(name)])
+    head = ['', 'parameters', 'epochs', 'test accuracy, %', 'lowest', 'every seed ≥ 99.40% from epoch', 'target met']
+    return markdown(head, rows)
 
 def changes_table():
-    "Each change, by step, sorted by its effect."
-    found = significant()
-    rows = sorted((base(name) if name not in steps else name, difference(name).mean(), what, name) for what,name in changes().items())
-    return markdown(['change', 'step', 'percentage points', 'significant', 'target met', 'standard deviation', '99.40% from epoch'],
-                    [[what, step[-1], words(n, 3), 'yes' if n in found else 'no', k.met, k.sd, k.first]
-                     for step,_,what,n in rows for k in [summary(n)]])
+    rows = []
+    for what in sorted(changes, key=lambda what: (pairs[what][0], difference(what).mean())):
+        step,name,_ = pairs[what]
+        rows.append([what, step[-1], words(what, 3), clear[what], met(name), f'{tested.loc[name].sd.mean():.2f}',
+                     since(name)])
+    head = ['change', 'step', 'percentage points', 'clear', 'target met', 'standard deviation',
+            'every seed ≥ 99.40% from epoch']
+    return markdown(head, rows)
 
 def folds_table():
-    rows,elsewhere = [],{*steps, *(f'{name}-{o}' for name,(_,*others) in values.items() for o in others)}  # in `values_table`
-    for name in experiments:
-        if name in elsewhere or not experiments[name][2] or not len(runs[(runs.experiment == name) & (runs.fold > 0)]): continue
-        ratio,d,half,n = on_folds(name)
-        accuracy = f'{d:+z.3f}' + (f' ± {half:.3f}' if len(ratio) == 6 else '')  # of fewer folds an interval says little
-        rows.append([experiments[name][2], base(name)[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{100*(ratio.mean() - 1):+.1f}%',
-                     accuracy, str(n), f'{1 + (name in parts)}: {decided(name)}'])
-    return markdown(['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs', 'rule: outcome'], rows)
+    "Only folds and seeds that both sides have count. The runs of a fold are averaged first."
+    rows = []
+    for what,(step,name,base) in pairs.items():
+        if name == step or name not in held_out.index: continue
+        both = held_out.loc[name].merge(held_out.loc[base], on=['fold', 'seed'], suffixes=('', '_base'))
+        fold = both.groupby('fold').mean(numeric_only=True)
+        ratio = fold.loss/fold.loss_base
+        points = (fold.accuracy - fold.accuracy_base).mean()
+        rows.append([what, step[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{ratio.mean() - 1:+.1%}',
+                     f'{points:+z.3f}', str(len(both))])
+    head = ['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs']
+    return markdown(head, rows)
 
-def values_table():
-    "Step 3's numbers, and what a smaller and a larger one did to the loss on the folds."
-    def cell(name, value):
-        ratio = on_folds(f'{name}-{value}')[0]
-        return f'{value}: {100*(ratio.mean() - 1):+.1f}% ({(ratio < 1).sum()}/{len(ratio)})'
-    return markdown(['step 3', 'smaller', 'larger'],
-                    [[f'{what} {value_of(name)}', *(cell(name, o) for o in others)] for name,(what,*others) in values.items()])
+def seeds_on_folds():
+    "A sentence on step 3's accuracy on the folds."
+    mean = held_out.loc['step3'].groupby('seed').accuracy.mean()
+    first,last = mean[:2].mean(),len(mean) - 1
+    return f'Step 3 on the folds: {first:.2f}% with seeds 0 and 1, {mean.mean():.2f}% with seeds 0 to {last}.'
 
 def speed_table():
     times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
     ratio = times.div(times['step3.py'], axis=0).median()
-    return markdown(['an epoch of step 3, with testing', 'seconds', 'against step 3'],
-                    [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f}×'] for what in times])
+    rows = [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f}×'] for what in times]
+    return markdown(['an epoch of step 3, with testing', 'seconds', 'against step 3'], rows)
 
-tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, values=values_table, speed=speed_table)
+tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds, speed=speed_table)
 
-def row(name):
-    "What a step's text says of change `name`: difference, seeds that meet the target, significance."
-    return f'{words(name)}  {summary(name).met:>8}  {"yes" if name in significant() else "no":<3}'
-
-def fill(path):
-    "The text of `path` with its tables, and in a step's docstring the Result and the rows of changes, as the recorded runs give them."
-    text = path.read_text(encoding='utf-8')
-    text = re.sub(r'(<!-- table (\w+) -->\n).*?(<!-- end -->)', lambda m: f'{m[1]}\n{tables[m[2]]()}\n\n{m[3]}', text, flags=re.S)
-    for what,name in changes().items(): text = re.sub(rf'[+-]\d+\.\d+ ± .*(?=  {re.escape(what)}\n)', lambda _: row(name), text)
-    if path.stem in steps: text = re.sub(r'(?<=recorded: ).*', lambda _: result(path.stem), text)
-    return text
-
-def result(step):
-    k,seeds = summary(step),late(step).index
-    return f'seeds 0 to {max(seeds)}, last 5 of 15 epochs: mean {k.mean}% ± {k.half} (95% interval), lowest {k.lowest}%'
+def fill(text):
+    "`text` with its tables as the recorded runs give them."
+    def filled(found): return f'{found[1]}\n\n{tables[found[2]]()}\n\n{found[3]}'
+    return re.sub(r'(?s)(<!-- table (\w+) -->).*?(<!-- end -->)', filled, text)
 
 
 def save(name):
@@ -170,61 +170,92 @@ def save(name):
     plt.savefig(here/'pictures'/f'{name}.png', dpi=100)
     plt.close()
 
+def finish(name, **labels):
+    "Draw the goal, labels and legend of a plot, and save it."
+    plt.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
+    plt.gca().set(**labels)
+    plt.legend(loc='lower right', fontsize=9)
+    save(name)
+
 def draw_step(step, before=None):
     "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
-    test,train = late(step, 99).T,epochs[(epochs.experiment == step) & (epochs.fold == 0)].groupby('epoch').train_accuracy.mean()
-    ax = test.add_prefix('_').plot(figsize=(8, 4.5), color='C0', lw=.7, alpha=.6, ylim=(98, 100), xticks=test.index, ylabel='accuracy, %')
-    ax.plot(test.mean(axis=1), color='C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
-    ax.plot(100*train, color='C1', ls='--', label=f'{step}: train, as it trains')
-    if before: ax.plot(late(before, 99).mean(), color='grey', lw=2, label=f'{before}: test, mean of the seeds')
-    ax.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
-    ax.legend(loc='lower right', fontsize=9)
-    save(step)
+    def accuracy(step, column='valid_accuracy'):
+        return 100*epochs.query('experiment == @step and fold == 0').pivot(index='epoch', columns='seed', values=column)
+    train,test = accuracy(step, 'train_accuracy'),accuracy(step)
+    plt.plot(test, 'C0', lw=.7, alpha=.6)
+    plt.plot(test.mean(axis=1), 'C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
+    plt.plot(train.mean(axis=1), 'C1--', label=f'{step}: train, as it trains')
+    if before: plt.plot(accuracy(before).mean(axis=1), 'grey', lw=2, label=f'{before}: test, mean of the seeds')
+    finish(step, ylim=(98, 100), xticks=test.index, xlabel='epoch', ylabel='accuracy, %')
+
+def draw_parameters():
+    "Accuracy against parameters: our nets with their 95% intervals, and public runs (results/public.csv)."
+    public = pd.read_csv(here/'public.csv')
+    plt.plot(public.parameters, public.accuracy, 'x', color='grey', label='public: single runs')
+    for run in public.itertuples(): plt.annotate(run.letter, (run.parameters + 50, run.accuracy))
+    for name in [*steps, 'step3-Model_4', 'step3-Model_5']:
+        found = tested.loc[name]
+        mean,error = found.accuracy.mean(),half(found.accuracy)
+        plt.errorbar(found.parameters[0], mean, error, fmt='o', capsize=3, label=name.removeprefix('step3-'))
+    finish('parameters', xlabel='parameters', ylabel='test accuracy, mean of the last five epochs, %')
+
+@torch.no_grad()
+def draw_p4(net, image):
+    "One filter of the first layer in its four rotations, and the map that each makes of a normalized image."
+    layer,middle = net[1][0],net[0](image[None])
+    filters = [layer.weight[0].rot90(turns, (1, 2)) for turns in range(4)]
+    maps = layer(middle)[0, :4]
+    above = ['image', 'filter', 'rotated by 90°', 'rotated by 180°', 'rotated by 270°']
+    below = ['its middle', *['map']*4]
+    show_images([image, *filters, middle[0], *maps], 2, titles=above + below, figsize=(9, 4))
+    save('p4')
 
 def draw_hardest(test):
     "The 30 images of `test` that the seeds of step 3 most often get wrong."
-    taken = pd.DataFrame([o for seed in wrong('step3') for o in seed.items()], columns=['image', 'digit'])
-    worst = taken.image.value_counts().index[:30]
-    digits = [taken[taken.image == i].digit.value_counts().items() for i in worst]
-    titles = [f'label {test.y[i]}\n' + ', '.join(f'{d} ({c})' for d,c in o) for i,o in zip(worst, digits)]
-    show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4),
-                suptitle='The test images that step 3 most often gets wrong: what they are taken for (by how many seeds)')
+    found = mistakes('step3')
+    worst,titles = found.image.value_counts().index[:30],[]
+    for i in worst:
+        taken_for = found.taken_for[found.image == i].value_counts()
+        said = ', '.join(f'{digit} ({n})' for digit,n in taken_for.items())
+        titles.append(f'label {test.y[i]}\n{said}')
+    what = 'The test images that step 3 most often gets wrong: what they are taken for (by how many seeds)'
+    show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4), suptitle=what)
     save('hardest')
 
 def draw_warps(x):
     "The first eight of the images `x`, and beside each four random warps of it, as step 3 trains on them."
     set_seed(0)
-    x,warp = TensorImageBW(x[:8].float()/255),RandomWarp(**step3.warp)
-    shown = 1 - torch.stack([x, *[warp(x, split_idx=0) for _ in range(4)], 0*x], 1).as_subclass(torch.Tensor)  # the last one: a gap
-    save_image(F.interpolate(shown.flatten(0, 1), scale_factor=2), here/'pictures'/'warps.png', nrow=12, padding=4, pad_value=1)
-
-def photograph(strokes, seed, size=240):
-    "A digit as if written with a pen and photographed: lines through points (x, y) from 0 to 1, on shaded paper, with noise."
-    image,rng = Image.new('L', (size, size), 255),np.random.default_rng(seed)
-    for points in strokes: ImageDraw.Draw(image).line([(size*x, size*y) for x,y in points], fill=20, width=11, joint='curve')
-    image = np.asarray(image.filter(ImageFilter.GaussianBlur(1.5)).rotate(rng.uniform(-8, 8), fillcolor=255))/255
-    ground = 215 - 70*np.add.outer(np.linspace(0, 1, size), np.linspace(0, .6, size))
-    return Image.fromarray((ground*(.25 + .75*image) + rng.normal(0, 5, image.shape)).clip(0, 255).astype(np.uint8))
+    x = TensorImageBW(x[:8].float()/255)
+    warp = RandomWarp(**step3.warp)
+    columns = [x, *(warp(x, split_idx=0) for _ in range(4)), 0*x]  # the last one: a gap
+    images = 1 - torch.stack(columns, 1).flatten(0, 1).as_subclass(torch.Tensor)
+    large = F.interpolate(images, scale_factor=2)
+    save_image(large, here/'pictures'/'warps.png', nrow=12, padding=4, pad_value=1)
 
 def draw_handwriting(learn):
-    "Three digits drawn as if photographed, what the net sees, and what it says."
-    arc = [(.5 + .17*np.cos(a), .33 + .13*np.sin(a)) for a in np.linspace(-3, 1.2, 20)]
-    written = [[[(.3, .3), (.65, .28), (.45, .75)], [(.4, .53), (.62, .5)]], [arc + [(.33, .75), (.72, .74)]],
-               [[(.45, .25), (.36, .55), (.68, .53)], [(.6, .38), (.57, .78)]]]
-    photos = [photograph(o, seed) for seed,o in enumerate(written)]
-    with learn.no_bar(), learn.no_logging(): said = [learn.predict(o) for o in photos]
-    titles = [None]*3 + [f'"{digit}", probability {p[i]:.3f}' for digit,i,p in said]
+    "Three pictures of digits, what the net sees, and what it says."
+    photos = [PILImage.create(here/'pictures'/f'{digit}.jpg') for digit in (7, 2, 4)]
+    titles = [None]*3
+    for photo in photos:
+        digit,i,p = learn.predict(photo)
+        titles.append(f'"{digit}", probability {p[i]:.3f}')
     show_images([*photos, *map(mnist_form, photos)], 2, titles=titles, figsize=(6, 4.4),
                 suptitle='Above: drawn by a program, as if photographed; below: what the net sees')
     save('handwriting')
 
 
 if __name__ == '__main__':
+    for page in (here.parent/'README.md', here/'README.md'):
+        text = page.read_text(encoding='utf-8')
+        page.write_text(fill(text), encoding='utf-8')
     plt.switch_backend('agg')
-    for path in texts: path.write_text(fill(path), encoding='utf-8')
+    plt.rc('figure', figsize=(8, 4.5), titlesize=11)
+    plt.rc('axes', titlesize=9)
+    plt.rc('image', cmap='gray')
     for step,before in zip(steps, [None, *steps]): draw_step(step, before)
-    plt.rcParams.update({'axes.titlesize': 9, 'figure.titlesize': 11, 'image.cmap': 'gray'})
+    draw_parameters()
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
     draw_warps(learn.dls.train_ds.x)
-    draw_handwriting(learn)
+    draw_p4(learn.model, learn.dls.valid.one_batch()[0][0])
+    with learn.no_bar(), learn.no_logging(): draw_handwriting(learn)

@@ -1,16 +1,25 @@
-"Records in lr_find.csv what fastai's `lr_find` suggests for each step and seeds 0 to 4 on MNIST: python results/find.py, a few minutes."
-import pandas as pd
-from fastai.vision.all import minimum, slide, steep, valley
+"""Records in lr_find.csv what fastai's `lr_find` suggests on MNIST, for each step and seeds 0 to 4, on one thread.
 
-from record import here, step1, step2, step3
+    python results/find.py   # a few minutes; MNIST is in $MNIST_ROOT
+"""
+from record import here, processor, step1, step2, step3
+
+import pandas as pd, torch
+from fastai.vision.all import minimum, slide, steep, valley
 
 
 def suggestions(step, seed):
-    "A row of lr_find.csv: the four suggestions, as learning rates."
+    "A row of lr_find.csv: the learning rates that `lr_find` suggests."
     learn = step.learner(seed=seed, data='mnist')
-    with learn.no_bar(): found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
-    return dict(step=step.__name__, seed=seed, **{k: f'{v:.2e}' for k,v in found._asdict().items()})
+    with learn.no_bar():
+        found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
+    rates = {name: f'{rate:.2e}' for name,rate in found._asdict().items()}
+    return dict(step=step.__name__, seed=seed, **rates, threads=torch.get_num_threads(), processor=processor())
 
 
 if __name__ == '__main__':
-    pd.DataFrame([suggestions(step, seed) for step in (step1, step2, step3) for seed in range(5)]).to_csv(here/'lr_find.csv', index=False)
+    torch.set_num_threads(1)
+    rows = []
+    for step in (step1, step2, step3):
+        for seed in range(5): rows.append(suggestions(step, seed))
+    pd.DataFrame(rows).to_csv(here/'lr_find.csv', index=False)

@@ -1,14 +1,15 @@
-"""Records the evidence: trains experiments on MNIST, one thread a run, and appends every whole run to results/epochs.csv and runs.csv.
+"""Records the evidence: trains experiments on MNIST, one thread a run, and adds each run to epochs.csv and runs.csv.
 
     python results/record.py step3                     # seeds 0 to 4 of step 3, those not recorded yet
-    python results/record.py step3 --seeds 20 --jobs 8
-    python results/record.py step3 --folds --seeds 2   # on the six held-out folds of the training images: how a recipe is chosen
+    python results/record.py step3 --seeds 20
+    python results/record.py step3 --folds --seeds 2   # on the six held-out folds of the training images
     python results/record.py step3 --scheduler tcp://host:8786   # on the workers of a Dask cluster
 
 An interrupted recording continues where it was. Delete a run's rows in runs.csv to record it anew.
 """
-import argparse, contextlib, hashlib, inspect, io, json, os, platform, re, subprocess, sys, time
+import contextlib, hashlib, inspect, io, json, platform, re, subprocess, sys, tempfile, threading, time
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,55 +18,73 @@ sys.path.insert(0, str(here.parent))
 
 import report, step1, step2, step3
 import fastai, pandas as pd, torch, torchvision
+from fastcore.script import CliError, call_parse
 from filelock import FileLock
 from torch import nn
 
 from data import clean_train
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, conv, count, head
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, count, head, layers
 
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
 
-def changed(net, layers):
-    "`net` with `layers` (index -> layer) in place of its own."
-    for i,layer in layers.items(): net[i] = layer
-    return net
+# Nets of the experiments. A layer that replaces another is made last: so a seed gives all other layers the same weights.
 
 def no_batch_norm():
-    "Model_1 without batch norm; its convolutions have a bias in its place."
+    "Model_1 without batch norm; its convolutions have a bias instead."
     net = Model_1()
     for i in (0, 1, 3, 4, 6, 7):
-        c = net[i][0]
-        net[i][0],net[i][1] = nn.Conv2d(c.in_channels, c.out_channels, 3, padding=c.padding),nn.Identity()
+        old = net[i][0]
+        net[i][0] = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=old.padding)
+        net[i][1] = nn.Identity()
     return net
 
-def relu(model):
-    "`model` with ReLU."
-    net = model()
-    for i in range(1, 7): net[i][2 + isinstance(net[i][1], nn.MaxPool2d)] = nn.ReLU()
+def relu():
+    "Model_2 with ReLU instead of SiLU."
+    net = Model_2()
+    for block in net.children():
+        for i,layer in enumerate(block.children()):
+            if isinstance(layer, nn.SiLU): block[i] = nn.ReLU()
     return net
 
-def average_pooling(model): return changed(model(), {7: nn.AdaptiveAvgPool2d(1)})  # plain, global
+def average_pooling():
+    "Model_2 with plain global average pooling."
+    net = Model_2()
+    net[7] = nn.AdaptiveAvgPool2d(1)
+    return net
 
 def large_kernel():
     "Model_2 with step 1's head: one large kernel from the last maps to ten logits."
-    return changed(Model_2(), {7: nn.Conv2d(32, 10, 5), 9: nn.Identity()})
-
-def pool(by):
-    "Model_2 with each max-pooling one layer earlier (`by` -1; the last map is 4×4) or later (1)."
     net = Model_2()
-    for i in (2, 4): net[i+by].insert(1, net[i].pop(1))
-    if by < 0: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
+    net[7] = nn.Conv2d(32, 10, 5)
+    net[9] = nn.Identity()
+    return net
+
+def pools(move):
+    "Model_2 with each max-pooling one layer earlier (`move` -1; the last map is 4×4 then) or later (1)."
+    net = Model_2()
+    for i in (2, 4):
+        pool = net[i].pop(1)
+        net[i+move].insert(1, pool)
+    if move == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
     return net
 
 def uncropped():
     "Model_3 on all 28×28 pixels."
-    return changed(Model_3(), {0: nn.Identity(), 7: nn.Conv2d(32, 32, 6, groups=32, bias=False)})
+    net = Model_3()
+    net[0] = nn.Identity()
+    net[7] = nn.Conv2d(32, 32, 6, groups=32, bias=False)
+    return net
 
 def plain_filters(p=.05):
     "Model_2's build with ordinary convolutions, and fewer channels to keep the budget."
-    return nn.Sequential(nn.ZeroPad2d(-2), conv(1, 8, pad=0, p=p), conv(8, 8, pad=0, pool=True, p=p), conv(8, 8, p=p),
-                         conv(8, 16, pool=True, p=p), conv(16, 16, p=p), conv(16, 16, p=p), *head(16, 5))
+    return Net(
+        nn.ZeroPad2d(-2),
+        conv(1, 8, pad=0, p=p),   conv(8, 8, pad=0, pool=True, p=p),
+        conv(8, 8, p=p),          conv(8, 16, pool=True, p=p),
+        conv(16, 16, p=p),        conv(16, 16, p=p),
+        *head(16, 5))
+
 
 def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
     "Step 3's `train` at a constant learning rate (and beta1), as in steps 1 and 2."
@@ -74,136 +93,161 @@ def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
     return learn
 
 step3_constant = SimpleNamespace(__name__='step3', target=step3.target, learner=step3.learner, train=constant)
-# What step 3's numbers could be instead, for the first rule of README.md. Those from `bs` on were fixed on 26 November 2026 before their
-# runs on the folds. As so many are tried at once, one that passes must pass again with seeds 2 and 3.
-values = dict(wd=('weight decay', .01, .3), lr=('peak rate', 5e-3, 3e-2), bs=('batches of', 128, 512), pct_start=('warm-up', .05, .2),
-              ema=('EMA', 4, 18), degrees=('degrees', 4, 16), shift=('shift', .6, 2.4), scale=('scale', .03, .12),
-              shear=('shear', .1, .4), elastic=('elastic', .2, .8))
-
-def value_of(name): return {**vars(step3), **step3.warp}[name]
-def with_value(name, value): return dict(warp={**step3.warp, name: value}) if name in step3.warp else {name: value}
-
 still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
-# Each experiment: the step, what is changed in it (arguments of its `train`), and the change in words.
-experiments = {
-    'step1': (step1, {}, ''),
-    'step2': (step2, {}, 'all of step 2, against step 1'),
-    'step3': (step3, {}, 'all of step 3, against step 2'),
-    'step3-8epochs': (step3, dict(epochs=8), ''),
-    'step3-4epochs': (step3, dict(epochs=4), ''),
-    'step3-3epochs': (step3, dict(epochs=3), ''),
-    'step3-GPU': (step3, dict(device='cuda'), ''),
-    'step3-Model_4': (step3, dict(model=Model_4), ''),
-    'step3-Model_5': (step3, dict(model=Model_5), ''),
-    # Candidates for Model_5: the smallest with a mean accuracy of 99.34% or more on the six folds (seed 0) is taken. That is 99.40%, plus
-    # 0.06 for the spread of the last epochs, less the 0.12 that step 3's seeds 0 to 4 are lower on the folds. Fixed before the runs; 224444
-    # and 224443 were added when 223444 had failed; the last eight on 26 November 2026, with a further condition: the mean of seeds 0 and 1.
-    **{f'step3-{filters}': (step3, dict(model=partial(Model_2, tuple(map(int, filters)), 0.)), '') for filters in
-       ('224444', '223444', '224443', '223443', '223344', '222345', '224335', '233344', '224344', '224434', '223435', '223354')},
-    'step1-without-batch-norm': (step1, dict(model=no_batch_norm), 'without batch norm'),
-    'step1-half-channels':      (step1, dict(model=partial(Model_1, (4, 4, 4, 6, 4, 4))), 'half the channels'),
-    'step1-twice-channels':     (step1, dict(model=partial(Model_1, (16, 16, 16, 24, 16, 16))), 'twice the channels'),
-    'step1-lr-0.001': (step1, dict(lr=1e-3), 'a third of the learning rate'),
-    'step1-lr-0.009': (step1, dict(lr=9e-3), 'three times the learning rate'),
-    'step2-plain-filters':   (step2, dict(model=plain_filters), 'ordinary convolutions, fewer channels'),
-    'step2-average-pooling': (step2, dict(model=partial(average_pooling, Model_2)), 'plain global average pooling'),
-    'step2-large-kernel':    (step2, dict(model=large_kernel), 'the large kernel of step 1'),
-    'step2-pool-earlier':    (step2, dict(model=partial(pool, -1)), 'pooling one layer earlier'),
-    'step2-pool-later':      (step2, dict(model=partial(pool, 1)), 'pooling one layer later'),
-    'step2-without-dropout': (step2, dict(model=Model_3), 'without dropout'),
-    'step2-ReLU':            (step2, dict(model=partial(relu, Model_2)), 'ReLU for SiLU'),
-    'constant-0.003': (step3_constant, {}, 'a constant learning rate of 0.003'),
-    'constant-0.006': (step3_constant, dict(lr=6e-3), 'a constant learning rate of 0.006'),
-    'without-augmentation': (step3, dict(warp=still), 'without augmentation'),
-    'elastic-only':    (step3, dict(warp={**still, 'elastic': step3.warp['elastic']}), 'the elastic distortion only'),
-    'without-elastic': (step3, dict(warp={**step3.warp, 'elastic': 0}), 'without the elastic distortion'),
-    'without-EMA':     (step3, dict(ema=0), 'without EMA'),
-    'with-dropout':    (step3, dict(model=Model_2), 'with the dropout of step 2'),
-    'without-crop':    (step3, dict(model=uncropped), 'without the crop to 24×24'),
-    'ReLU':            (step3, dict(model=partial(relu, Model_3)), 'ReLU for SiLU, in step 3'),
-    'average-pooling': (step3, dict(model=partial(average_pooling, Model_3)), 'plain global average pooling, in step 3'),
-    **{f'{name}-{value}': (step3, with_value(name, value), f'{what} {value} for {value_of(name)}')
-       for name,(what,*others) in values.items() for value in others},
-}
-# Parts that cost code, left out: the second rule of README.md is for these.
-parts = ['step2-without-dropout', 'without-EMA', 'without-elastic', 'without-crop', 'ReLU', 'average-pooling']
+def change(step, what='', **arguments):
+    "An experiment: `step` with other `arguments` of its `train`, and what is changed, in words."
+    return step, arguments, what
 
+experiments = {
+    'step1': change(step1),
+    'step2': change(step2),
+    'step3': change(step3),
+    'step3-8epochs': change(step3, epochs=8),
+    'step3-4epochs': change(step3, epochs=4),
+    'step3-GPU': change(step3, device='cuda'),
+    'step3-Model_4': change(step3, model=Model_4),
+    'step3-Model_5': change(step3, model=Model_5),
+
+    'step1-without-batch-norm': change(step1, 'without batch norm', model=no_batch_norm),
+    'step1-half-channels': change(step1, 'half the channels', model=partial(Model_1, (4, 4, 4, 6, 4, 4))),
+    'step1-twice-channels': change(step1, 'twice the channels', model=partial(Model_1, (16, 16, 16, 24, 16, 16))),
+    'step1-lr-0.001': change(step1, 'a third of the learning rate', lr=1e-3),
+    'step1-lr-0.009': change(step1, 'three times the learning rate', lr=9e-3),
+
+    'step2-plain-filters': change(step2, 'ordinary convolutions, fewer channels', model=plain_filters),
+    'step2-average-pooling': change(step2, 'plain global average pooling', model=average_pooling),
+    'step2-large-kernel': change(step2, 'the large kernel of step 1', model=large_kernel),
+    'step2-pool-earlier': change(step2, 'pooling one layer earlier', model=partial(pools, -1)),
+    'step2-pool-later': change(step2, 'pooling one layer later', model=partial(pools, 1)),
+    'step2-without-dropout': change(step2, 'without dropout', model=Model_3),
+    'step2-ReLU': change(step2, 'ReLU instead of SiLU', model=relu),
+
+    'constant-0.003': change(step3_constant, 'a constant learning rate of 0.003'),
+    'constant-0.006': change(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
+    'without-augmentation': change(step3, 'without augmentation', warp=still),
+    'elastic-only': change(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
+    'without-elastic': change(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
+    'without-EMA': change(step3, 'without EMA', ema=0),
+    'with-dropout': change(step3, 'with the dropout of step 2', model=Model_2),
+    'without-crop': change(step3, 'without the crop to 24×24', model=uncropped),
+    'wd-0.01': change(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
+    'bs-128': change(step3, 'batches of 128 instead of 256', bs=128),
+}
+
+
+def digest(net):
+    "Eight characters for the build of `net`: its layers, and the names and shapes of its weights."
+    weights = {name: tuple(weight.shape) for name,weight in net.state_dict().items()}
+    return hashlib.md5(f'{layers(net)} {weights}'.encode()).hexdigest()[:8]
 
 def recipe(name):
-    """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a digest of the net.
-    Runs up to commit 4afa26d had an `ema` of 0.998, a cap on the decay that none reached. Put as 9 since: the numbers are bit-identical.
-    Runs up to commit 29f0bd0 named the function that made the net; here it is the net's class. The digest of `step3-GPU`, of PyTorch 2.11,
-    which prints batch norm otherwise, is put as 2.15 prints it."""
+    """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a
+    digest of the net. Up to commit 4afa26d `ema` was 0.998, a cap that no run reached; it is written as 9: same bits."""
     step,change,_ = experiments[name]
-    found = {o.name: o.default for f in (step.learner, step.train) for o in inspect.signature(f).parameters.values()} | change
+    arguments = inspect.signature(step.learner).parameters | inspect.signature(step.train).parameters
+    found = {argument: its.default for argument,its in arguments.items()} | change
+    for other in ('seed', 'pretrained', 'cbs', 'kwargs'): found.pop(other, None)
     net = found['model']()
-    found['model'] = f'{type(net).__name__} {hashlib.md5(str(net).encode()).hexdigest()[:8]}'
-    return json.dumps({k: v for k,v in found.items() if k not in ('seed', 'pretrained', 'cbs', 'kwargs')})
+    found['model'] = f'{type(net).__name__} {digest(net)}'
+    return json.dumps(found)
 
 
 def processor():
     "The model of the processor, as Linux names it: bits are the same on the same model only."
     try: info = Path('/proc/cpuinfo').read_text().split('\n\n')[0]
     except OSError: info = ''
-    return ' '.join(re.findall(r'^(?:cpu family|model|model name|stepping)\s*: (.*)', info, re.M)) or platform.processor()
+    names = re.findall(r'^(?:cpu family|model|model name|stepping)\s*: (.*)', info, re.M)
+    return ' '.join(names) or platform.processor()
 
+def commit():
+    "The commit of this code; `unknown` without git."
+    status,name = subprocess.getstatusoutput(f'git -C "{here}" describe --always --dirty')
+    return 'unknown' if status else name
+
+
+def train_alone(name, fold, seed, data):
+    torch.set_num_threads(1)
+    step,arguments,_ = experiments[name]
+    start = time.perf_counter()
+    learn = step.train(seed=seed, data=data, fold=fold or None, **arguments)
+    seconds = round(time.perf_counter() - start)
+    epochs = pd.concat({(name, fold, seed): report.history(learn)}, names=key).reset_index()
+    with learn.no_bar(), learn.no_logging():
+        clean = learn.validate(dl=clean_train(learn.dls))[1]
+        logits,labels = learn.get_preds()
+    guess = logits.argmax(1)
+    wrong = (guess != labels).nonzero().flatten().tolist()
+    run = dict(
+        experiment=name, fold=fold, seed=seed, parameters=count(learn.model),
+        seconds=seconds, threads=torch.get_num_threads(),
+        device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
+        cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(),
+        system=platform.platform(terse=True), python=platform.python_version(),
+        torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
+        clean_accuracy=round(clean, 6), recipe=recipe(name), wrong=' '.join(f'{i}:{guess[i]}' for i in wrong))
+    return run, epochs
+
+one_at_a_time = threading.Lock()  # threads share torch's random numbers, so two runs at once would disturb each other
 
 def train(name, fold, seed, data='mnist'):
     "Train a run; its row of runs.csv, and its rows of epochs.csv."
-    torch.set_num_threads(1)
-    start,(step,change,_) = time.perf_counter(),experiments[name]
-    with contextlib.redirect_stdout(io.StringIO()): learn = step.train(seed=seed, data=data, fold=fold or None, **change)
-    seconds = round(time.perf_counter() - start)
-    epochs = pd.concat({(name, fold, seed): report.history(learn)}, names=key).reset_index()
-    with learn.no_bar(), learn.no_logging(): clean,(logits,labels) = learn.validate(dl=clean_train(learn.dls))[1],learn.get_preds()
-    guess = logits.argmax(1)
-    run = dict(zip(key, (name, fold, seed)), parameters=count(learn.model), seconds=seconds, threads=torch.get_num_threads(),
-               device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
-               cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(), system=platform.platform(terse=True), python=platform.python_version(),
-               torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
-               clean_accuracy=round(clean, 6), recipe=recipe(name),
-               wrong=' '.join(f'{i}:{guess[i]}' for i in (guess != labels).nonzero().flatten().tolist()))
-    return run, epochs
+    with one_at_a_time, contextlib.redirect_stdout(io.StringIO()): return train_alone(name, fold, seed, data)
 
 
 def table(path):
     "A table as it is written, all of it text; empty where there is none."
-    return pd.read_csv(path, dtype=str, keep_default_na=False) if path.exists() else pd.DataFrame(columns=key, dtype=str)
+    if not path.exists(): return pd.DataFrame(columns=key, dtype=str)
+    return pd.read_csv(path, dtype=str, keep_default_na=False)
 
 def append(to, run, epochs):
-    "Add a run to the tables in folder `to`. It is whole once it is in runs.csv, replaced last: a killed recording leaves no other."
+    "Add a run to the tables in folder `to`. Only what is in runs.csv, written last, counts: a recording may be killed."
     with FileLock(to/'.lock'):  # one recording at a time
         runs = table(to/'runs.csv')
-        if (runs[key] == [str(run[k]) for k in key]).all(axis=1).any(): return
-        for name,old,new in (('epochs', table(to/'epochs.csv').merge(runs[key]), epochs), ('runs', runs, pd.DataFrame([run]))):
-            report.write(partial((pd.concat([old, new]) if len(old) else new).to_csv, index=False), to/f'{name}.csv')
+        same = runs[key] == [str(run[name]) for name in key]
+        if same.all(axis=1).any(): return
+        whole = table(to/'epochs.csv').merge(runs[key])
+        for name,old,new in ('epochs', whole, epochs), ('runs', runs, pd.DataFrame([run])):
+            report.write(partial(pd.concat([old, new.astype(str)]).to_csv, index=False), to/f'{name}.csv')
 
 
-def main():
-    cli = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    cli.add_argument('names', nargs='+', choices=experiments, metavar='NAME', help=', '.join(experiments))
-    cli.add_argument('--seeds', type=int, default=5, help='record seeds 0 to SEEDS-1 (default: 5)')
-    cli.add_argument('--folds', action='store_true', help='six runs a seed, each evaluated on one held-out fold of the training images')
-    cli.add_argument('--data', default='mnist', help='mnist, digits or a folder that holds MNIST/raw (default: mnist)')
-    cli.add_argument('--to', type=Path, default=here, help='folder of the tables (default: results)')
-    cli.add_argument('--jobs', type=int, default=os.cpu_count(), help='runs side by side on this machine (default: one per core)')
-    cli.add_argument('--scheduler', metavar='ADDRESS', help='a Dask scheduler, whose workers train in place of this machine')
-    args = cli.parse_args()
-    if args.data in ('auto', 'digits') and args.to.resolve() == here: cli.error('only MNIST is recorded here: give another folder by --to')
+def left(start, n, of):
+    "What is shown after `n` runs `of` all."
+    seconds = (time.perf_counter() - start)/n*(of - n)
+    hours,minutes = divmod(round(seconds/60), 60)
+    return f'{n} of {of} runs, about {hours} h {minutes} min left'
+
+def main(
+    *names:str,         # Experiments, as the table in results/record.py names them
+    seeds:int=5,        # Record seeds 0 to SEEDS-1
+    folds:bool=False,   # Six runs a seed, each evaluated on one held-out fold of the training images
+    data:str='mnist',   # mnist, digits or a folder that holds MNIST/raw
+    to:Path=here,       # Folder of the tables
+    scheduler:str=None  # Address of a Dask scheduler, whose workers train instead of this machine
+):
+    "Train experiments, those that are not recorded yet, and record each run when it has finished."
     from dask.distributed import Client, as_completed
-    commit = subprocess.run(['git', 'describe', '--always', '--dirty'], cwd=here, capture_output=True, text=True).stdout.strip()
-    done = set(table(args.to/'runs.csv')[key].itertuples(index=False, name=None))
-    todo = [(name, fold, seed) for seed in range(args.seeds) for name in args.names for fold in (range(1, 7) if args.folds else [0])]
-    todo = [run for run in todo if tuple(map(str, run)) not in done]
+    for name in names:
+        if name not in experiments: raise CliError(f'{name!r} is none of {", ".join(experiments)}.')
+    if data in ('auto', 'digits') and to.resolve() == here:
+        raise CliError('only MNIST is recorded here: give another folder by --to')
+    try: tempfile.TemporaryFile(dir=to).close()
+    except OSError as e: raise CliError(f'--to {to}: {e.strerror}. Nothing was trained.') from None
+
+    done = set(table(to/'runs.csv')[key].itertuples(index=False, name=None))
+    wanted = product(range(seeds), names, range(1, 7) if folds else [0])
+    todo = [(name, fold, seed) for seed,name,fold in wanted if (name, str(fold), str(seed)) not in done]
     print(f'{len(todo)} runs to record', flush=True)
-    with Client(args.scheduler) if args.scheduler else Client(n_workers=args.jobs, threads_per_worker=1, dashboard_address=None) as client:
-        futures = [client.submit(train, *run, args.data, pure=False) for run in todo]
-        for _,(run,epochs) in as_completed(futures, with_results=True):
-            append(args.to, {**run, 'commit': commit}, epochs)
-            print(*(run[k] for k in key), f'{epochs.valid_accuracy.iloc[-1]:.2%}', flush=True)
+    version,start = commit(),time.perf_counter()
+    with Client(scheduler) if scheduler else Client(threads_per_worker=1, dashboard_address=None) as client:
+        futures = [client.submit(train, *run, data, pure=False) for run in todo]
+        for n,future in enumerate(as_completed(futures), 1):
+            run,epochs = future.result()
+            append(to, {**run, 'commit': version}, epochs)
+            last = epochs.iloc[-1]
+            print(*last[key], f'{last.valid_accuracy:.2%};', left(start, n, len(todo)), flush=True)
 
 
 if __name__ == '__main__':
     import record  # Dask's workers import this module by name
-    record.main()
+    call_parse(record.main)

@@ -32,9 +32,10 @@ def run(tmp_path, environment):
 @pytest.fixture
 def terminal(tmp_path, environment):
     "Start Python as a person does, in a terminal."
-    def start(*args):
+    def start(*args, **env):
         program,*args = command(args)
-        return pexpect.spawn(program, args, cwd=tmp_path, env=environment, encoding='utf-8', timeout=120, dimensions=(50, 200))
+        return pexpect.spawn(program, args, cwd=tmp_path, env={**environment, **env}, encoding='utf-8', timeout=200,
+                             dimensions=(50, 200))
     return start
 
 def close(a, b, atol=1e-5):
