@@ -8,8 +8,8 @@ Result
     recorded: seeds 0 to 19, last 5 of 15 epochs: mean 99.62% ± 0.02 (95% interval), lowest 99.54%
     this run: {this_run}
 Analysis
-    The net is that of step 2 without its dropout. After the last epoch 99.79% of the training images are correct, and
-    99.62% of the test images. A seed's last five epochs now have a standard deviation of 0.02 percentage points.
+    The net is that of step 2 without its dropout. The gap falls to 0.17 percentage points: after the last epoch 99.79%
+    of the training images are correct, and 99.62% of the test images. A seed now fluctuates by 0.02.
     Change in test accuracy in percentage points, 95% interval over ten seeds; seeds that meet the target; clear?
         +0.24 ± 0.04  20 of 20  yes  all of step 3, against step 2
         +0.30 ± 0.05  10 of 10  yes  schedule, weight decay and EMA, against step 2 without dropout

@@ -28,7 +28,7 @@ from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, count
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
 
-# Nets of the experiments. A layer that replaces another is made last: so a seed gives all other layers the same weights.
+# Nets of the experiments. A layer that replaces another is made last: a seed gives all other layers the same weights.
 
 def no_batch_norm():
     "Model_1 without batch norm; its convolutions have a bias instead."
@@ -143,7 +143,7 @@ def digest(net):
 
 def recipe(name):
     """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a
-    digest of the net. Up to commit 4afa26d `ema` was 0.998, a cap that no run reached; it is written as 9: same bits."""
+    digest of the net. Up to commit 4afa26d `ema` was 0.998, a cap that no run reached; it is 9 here: same bits."""
     step,change,_ = experiments[name]
     arguments = inspect.signature(step.learner).parameters | inspect.signature(step.train).parameters
     found = {argument: its.default for argument,its in arguments.items()} | change

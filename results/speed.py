@@ -57,7 +57,7 @@ def bare(learn):
     return epoch
 
 def usual():
-    "As public solutions do it: transforms image by image, a `DataLoader`, batches of 128, no elastic distortion, no EMA."
+    "As public solutions do it: image by image, a `DataLoader`, batches of 128, no elastic distortion, no EMA."
     affine = transforms.RandomAffine(8, translate=(.043, .043), scale=(.94, 1.06), shear=11)
     normalize = transforms.Normalize((data.mean,), (data.std,))
     def loader(train, *tfms):
