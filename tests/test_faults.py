@@ -26,10 +26,10 @@ def saved(): return sorted(path.name for path in Path('runs').rglob('*') if path
 @pytest.fixture
 def start(environment):
     "Start step 1 with its output in pipes; returns the process."
-    def start(*args, stderr=subprocess.PIPE, **kwargs):
-        was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored, also in the child
-        p = subprocess.Popen(command(['step1.py', '--data', 'digits', *args]), env={**environment, 'PYTHONUNBUFFERED': '1'},
-                             text=True, stdout=subprocess.PIPE, stderr=stderr, **kwargs)
+    def start(*args, stderr=subprocess.PIPE):
+        was = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
+        line = command(['step1.py', '--data', 'digits', *args])
+        p = subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=stderr)
         signal.signal(signal.SIGINT, was)
         return p
     return start
@@ -102,9 +102,10 @@ def test_a_picture_that_fails_costs_no_more_than_itself(monkeypatch, capsys):
 def test_full_disk(tmp_path, environment):
     "What cannot be saved is said in one line, what could be is there."
     step = shlex.join(command(['step1.py', '--data', 'digits', '--epochs', '1']))
-    line = f'mkdir runs; mount -t tmpfs -o size=24k tmpfs runs || exit 77; {step}; status=$?; ls -A runs/step1/*; exit $status'
-    done = subprocess.run(['unshare', '-rm', 'sh', '-c', line], cwd=tmp_path, env=environment, text=True, capture_output=True)
-    if done.returncode == 77 or 'unshare' in done.stderr: pytest.skip(f'no file system of its own: {done.stderr.strip()}')
+    disk = 'mkdir runs; mount -t tmpfs -o size=24k tmpfs runs || exit 77'
+    line = ['unshare', '-rm', 'sh', '-c', f'{disk}; {step}; status=$?; ls -A runs/step1/*; exit $status']
+    done = subprocess.run(line, cwd=tmp_path, env=environment, text=True, capture_output=True)
+    if done.returncode == 77 or 'unshare' in done.stderr: pytest.skip(f'no disk of its own: {done.stderr}')
     assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
     assert 'Not saved: runs/' in done.stderr and 'weights.pth: No space left on device' in done.stderr
     assert 'verdict' in done.stdout and done.stdout.splitlines()[-1] == 'history.csv'

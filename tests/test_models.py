@@ -10,7 +10,12 @@ from conftest import close
 from models import Model_1, Model_2, P4Conv2d, budget, count, create, layers, nets, table
 
 every_net = pytest.mark.parametrize('name', nets)
-parameters = dict(Model_1=6_522, Model_2=7_596, Model_3=7_596, Model_4=3_532, Model_5=2_684)
+parameters = dict(
+    Model_1=6_522,
+    Model_2=7_596,
+    Model_3=7_596,
+    Model_4=3_532,
+    Model_5=2_684)
 
 @every_net
 def test_fewer_than_8000_parameters(name):
@@ -40,9 +45,9 @@ def test_what_others_do_with_a_net(name):
     "A slice gives the features; fx traces it; vmap runs several at once; parameters are contiguous."
     first,second = create(name).eval(),create(name).eval()
     x = torch.randn(3, 1, 28, 28)
-    features = first[:-1]
-    assert type(features) is nn.Sequential and close(first[-1](features(x)), first(x))
-    assert close(torch.fx.symbolic_trace(first)(x), first(x))
+    features,traced = first[:-1],torch.fx.symbolic_trace(first)
+    assert type(features) is nn.Sequential
+    assert close(first[-1](features(x)), first(x)) and close(traced(x), first(x))
     assert len(parameters_to_vector(first.parameters())) == count(first)
     def call(params, buffers): return functional_call(first, (params, buffers), x)
     both = vmap(call)(*stack_module_state([first, second]))

@@ -55,7 +55,7 @@ def test_schedules():
     assert peak == pytest.approx(step3.lr, rel=.05) and rates[-1] < step3.lr/30 and 1 <= rates.index(peak) <= 3
 
 class Tutorial(nn.Module):
-    "The usual net of a tutorial, with `view` after a convolution; and a buffer of integers, which no average may touch."
+    "The usual net of a tutorial, with `view` after a convolution; and a buffer of integers, which no mean may touch."
     def __init__(self):
         super().__init__()
         self.conv,self.linear = nn.Conv2d(1, 4, 3),nn.Linear(4*26*26, 10)
@@ -142,8 +142,12 @@ def test_lr_find_and_exploration_leave_the_net_and_the_threads_as_they_are():
     assert torch.equal(weights(learn.model), before) and torch.get_num_threads() == threads
 
 @pytest.mark.parametrize('accuracies, status, words', [
-    ([.5, .994, .995, .994], 0, 'met'), ([.999, .999, .999, .9939], 1, 'MISSED'), ([.999, .9939, .999, .999], 1, 'MISSED'),
-    ([.994], 0, 'met'), ([.1]*15, 1, 'MISSED'), ([.1]*16, 0, 'not judged')])
+    ([.5, .994, .995, .994], 0, 'met'),
+    ([.999, .999, .999, .9939], 1, 'MISSED'),
+    ([.999, .9939, .999, .999], 1, 'MISSED'),
+    ([.994], 0, 'met'),
+    ([.1]*15, 1, 'MISSED'),
+    ([.1]*16, 0, 'not judged')])
 def test_verdict(accuracies, status, words):
     got,said = report.verdict(pd.DataFrame(dict(valid_accuracy=accuracies)), .994)
     assert got == status and words in said
