@@ -50,25 +50,26 @@ class EMA(Callback):
     (k/n)**(`part`-1). It exchanges the weights, not the module: before each validation, and back before training.
     """
     remove_on_fetch = True  # a validation within a validation finds the weights that it needs
-    mean = None             # outside of a fit
 
     def __init__(self, part): self.part = part
-    def before_fit(self): self.mean,self.weights,self.n = deepcopy(self.model.state_dict()),None,0
+    def before_fit(self): self.mean,self.weights,self.n = None,None,0
     def before_train(self):
         if self.weights: self.model.load_state_dict(self.weights)
         self.weights = None
     def after_batch(self):
         if not self.training: return
         self.n += 1
-        decay = self.n/(self.n + self.part) if self.n > 1 else 0  # nothing of the untrained net
-        for mean,now in zip(self.mean.values(), self.model.state_dict().values()):
+        weights = self.model.state_dict()
+        if self.n == 1: self.mean = deepcopy(weights)
+        decay = self.n/(self.n + self.part)
+        for mean,now in zip(self.mean.values(), weights.values()):
             if mean.is_floating_point(): mean.lerp_(now, 1 - decay)
             else: mean.copy_(now)  # batch norm's counter
     def before_validate(self):
-        if self.mean is None: return
+        if not self.mean: return
         self.weights = deepcopy(self.model.state_dict())
         self.model.load_state_dict(self.mean)
-    def after_fit(self): self.mean = None
+    def after_fit(self): self.before_fit()
 
 
 def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, ema=ema, pretrained=False, **kwargs):

@@ -55,10 +55,10 @@ def test_schedules():
     assert peak == pytest.approx(step3.lr, rel=.05) and rates[-1] < step3.lr/30 and 1 <= rates.index(peak) <= 3
 
 class Tutorial(nn.Module):
-    "The usual net of a tutorial, with `view` after a convolution; and a buffer of integers, which no mean may touch."
+    "A tutorial's net, with `view` after a convolution, a lazy layer, and a buffer of integers, which no mean may touch."
     def __init__(self):
         super().__init__()
-        self.conv,self.linear = nn.Conv2d(1, 4, 3),nn.Linear(4*26*26, 10)
+        self.conv,self.linear = nn.Conv2d(1, 4, 3),nn.LazyLinear(10)
         self.register_buffer('order', torch.arange(9).flip(0))
     def forward(self, x):
         x = self.conv(x)
