@@ -147,9 +147,10 @@ def folds_table():
 
 def seeds_on_folds():
     "A sentence on step 3's accuracy on the folds."
-    mean = held_out.loc['step3'].groupby('seed').accuracy.mean()
-    first,last = mean[:2].mean(),len(mean) - 1
-    return f'Step 3 on the folds: {first:.2f}% with seeds 0 and 1, {mean.mean():.2f}% with seeds 0 to {last}.'
+    seeds = held_out.loc['step3'].groupby('seed')[['accuracy', 'loss']].mean()
+    first,fresh = seeds[:2].mean(),seeds[2:].mean()
+    return f'Step 3 on the folds: {first.accuracy:.2f}% with seeds 0 and 1 (loss {first.loss:.4f}), ' \
+           f'{fresh.accuracy:.2f}% with seeds 2 to {len(seeds) - 1} (loss {fresh.loss:.4f}).'
 
 def speed_table():
     times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
