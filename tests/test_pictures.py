@@ -280,8 +280,8 @@ def test_pretrained_is_the_recorded_seed_0():
     dataset = learn.dls.valid_ds
     x,y = dataset.x[:, 0].cpu(),dataset.y.cpu()
     guess = learn.get_preds()[0].argmax(1)
-    errors = {int(i): int(guess[i]) for i in (guess != y).nonzero()}
-    assert errors == evidence.wrong('step3')[0]
+    wrong = (guess != y).nonzero().flatten().tolist()
+    assert ' '.join(f'{i}:{guess[i]}' for i in wrong) == evidence.tested.wrong['step3', 0]
     forms = [mnist_form(Image.fromarray(o.numpy())) for o in x[:300]]
     forms = torch.stack(forms).int()
     assert (forms - x[:300]).abs().max() <= 2
