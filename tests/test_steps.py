@@ -31,8 +31,9 @@ def test_text(step):
 
 @every_step
 def test_learner_is_untrained_and_changes_with_the_seed_alone(step):
-    a,b,c = (steps[step].learner(data='digits', seed=seed).model for seed in (0, 0, 1))
-    assert type(a) is step_nets[step] and same(a, b) and not same(a, c)
+    first,again,other = (steps[step].learner(data='digits', seed=seed).model for seed in (0, 0, 1))
+    assert type(first) is step_nets[step]
+    assert same(first, again) and not same(first, other)
 
 @every_step
 def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
@@ -49,13 +50,17 @@ def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
 
 def test_schedules():
     first,second,third = (step.train(epochs=3, data='digits', bs=200) for step in steps.values())
-    assert third.dls.bs == 200 and str(third.model_dir) == 'runs' and third.opt.hypers[0]['wd'] == step3.wd
-    assert set(first.recorder.lrs) == {step1.lr} and set(second.recorder.lrs) == {step2.lr}
-    rates,peak = third.recorder.lrs,max(third.recorder.lrs)
-    assert peak == pytest.approx(step3.lr, rel=.05) and rates[-1] < step3.lr/30 and 1 <= rates.index(peak) <= 3
+    assert third.dls.bs == 200 and str(third.model_dir) == 'runs'
+    assert third.opt.hypers[0]['wd'] == step3.wd
+    assert set(first.recorder.lrs) == {step1.lr}
+    assert set(second.recorder.lrs) == {step2.lr}
+    rates = third.recorder.lrs
+    peak = max(rates)
+    assert peak == pytest.approx(step3.lr, rel=.05)
+    assert rates[-1] < step3.lr/30 and 1 <= rates.index(peak) <= 3
 
 class Tutorial(nn.Module):
-    "A tutorial's net, with `view` after a convolution, a lazy layer, and a buffer of integers, which no mean may touch."
+    "A tutorial's net: `view` after a convolution, a lazy layer; and a buffer of integers, which no mean may touch."
     def __init__(self):
         super().__init__()
         self.conv,self.linear = nn.Conv2d(1, 4, 3),nn.LazyLinear(10)
