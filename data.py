@@ -270,7 +270,8 @@ def read(data):
     root = mnist_root(data)
     try: return load_mnist(root)
     except (RuntimeError, OSError, HTTPException) as e:
-        why = f'MNIST is not in {root} and cannot be downloaded: ' + ' '.join(str(e).split())
+        reason = str(e).strip().rpartition('\n')[2]  # its last line
+        why = f'MNIST is not in {root} and cannot be downloaded: {reason}'
     if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder of MNIST/raw by --data.')
     print(f'*** {why}\n*** Using {not_mnist} instead.', file=sys.stderr)
     return load_digits()
