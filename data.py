@@ -165,7 +165,7 @@ def digit_only(light, contrast):
 def mnist_form(o):
     """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on
     0, scaled to fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
-    Recognition", section III-A)."""
+    Recognition", section III-A). Without ink it raises a `ValueError`."""
     # 1. Grey levels.
     if isinstance(o, Image.Image): grey = grey_levels(o)
     else:

@@ -42,7 +42,7 @@ def loop(net, opt, train, test, ema=None):
 
 def bare(learn):
     "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), EMA and metrics."
-    net = step3.Model_3().to(memory_format=torch.channels_last)
+    net = step3.Model_3()
     warp,ema = data.RandomWarp(**step3.warp),deepcopy(net)
     opt = torch.optim.AdamW(net.parameters(), step3.lr, (.9, .99), 1e-5, step3.wd)
     def batches(ds, order):

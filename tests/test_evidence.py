@@ -95,6 +95,13 @@ def test_intervals_and_signs(monkeypatch):
     assert evidence.words('without EMA', 4) == '-0.0020 ± 0.0025'  # Student's t, two degrees of freedom
     assert evidence.words('without EMA') == '+0.00 ± 0.00'
 
+def test_the_gpu_of_the_readme():
+    gpu = tested.loc['step3-GPU']
+    mean = f'{gpu.accuracy.mean():.2f}% ± {evidence.half(gpu.accuracy):.2f}'
+    seconds = f'{gpu.seconds.min()} to {gpu.seconds.max()} seconds'
+    said = f'{mean}, lowest {gpu.lowest.min():.2f}%, target met {evidence.met("step3-GPU")}, {seconds} each'
+    assert said in pages['README.md'].replace('\n', ' ')
+
 def test_learning_rates_are_read_off_lr_find():
     for step in ('step1', 'step2'): assert rates.valley[step] < steps[step].lr < rates.slide[step]
     valley,minimum = rates.valley.step3,rates.minimum.step3

@@ -24,9 +24,10 @@ commands = [line for line in commands if 'gradio' not in line]  # see test_gradi
 assert len(sessions) == 3 and len(commands) == 8 and len(in_table) == 4
 
 @pytest.fixture(autouse=True)
-def clone(tmp_path, monkeypatch):
-    "A copy of the project as the working folder."
+def clone(tmp_path, monkeypatch, environment):
+    "A copy of the project as the working folder; Python finds it as a reader's does."
     monkeypatch.chdir(tmp_path)
+    del environment['PYTHONPATH']
     for name in ('tests', 'results'): shutil.copytree(project/name, name)
     for path in project.glob('*.*'):
         if path.is_file(): shutil.copy(path, '.')
