@@ -26,13 +26,17 @@ def test_shapes_types_normalization():
     dls = mnist_dls('digits', bs=64)
     x,y = dls.one_batch()
     assert type(x) is TensorImageBW and type(y) is TensorCategory
-    assert x.shape == (64, 1, 28, 28) and y.shape == (64,)
+    assert x.shape == (64, 1, 28, 28)
+    assert y.shape == (64,)
     assert x.dtype == torch.float32 and y.dtype == torch.int64
     assert dls.c == get_c(dls) == 10
     (train,labels),_ = load_digits()
-    assert train.dtype == torch.uint8 and train.min() == 0 and train.max() == 255
+    assert train.dtype == torch.uint8
+    assert train.min() == 0
+    assert train.max() == 255
     x,y = pixels(clean_train(dls))
-    assert close(x, train.float(), 1e-3) and torch.equal(y, labels)
+    assert close(x, train.float(), 1e-3)
+    assert torch.equal(y, labels)
 
 def test_every_training_image_once_an_epoch_in_a_new_order():
     dls = mnist_dls('digits', bs=100)
@@ -93,8 +97,10 @@ def test_warp_moves_every_image_its_own_way(kind, limit):
     x = torch.zeros(6, 1, 28, 28)
     x[:, :, 8:20, 12:16] = 1
     moved = warp(x, **{kind: limit})
-    assert not close(moved, x, .1) and not close(moved[0], moved[1], .1)
-    assert moved.min() >= 0 and moved.max() <= 1 + 1e-5
+    assert not close(moved, x, .1)
+    assert not close(moved[0], moved[1], .1)
+    assert moved.min() >= 0
+    assert moved.max() <= 1 + 1e-5
     ink = moved.sum()/x.sum()
     assert .6 < ink < 1.4
     assert close(warp(x), x)
@@ -104,7 +110,8 @@ def test_shifts_are_in_pixels_and_rotations_in_degrees(monkeypatch):
     monkeypatch.setattr(torch.Tensor, 'normal_', lambda self: self.fill_(1))
     x = torch.rand(2, 1, 28, 28)
     shifted = F.pad(x[..., 3:, 3:], (0, 3, 0, 3))
-    assert close(warp(x, shift=3), shifted, 1e-4) and close(warp(x, elastic=3), shifted, 1e-4)
+    assert close(warp(x, shift=3), shifted, 1e-4)
+    assert close(warp(x, elastic=3), shifted, 1e-4)
     twice = F.interpolate(x[..., 6:22, 6:22], scale_factor=2, mode='bilinear')
     assert close(warp(x, scale=1), twice[..., 2:-2, 2:-2], 1e-4)
     assert close(warp(x, degrees=90), x.rot90(1, (2, 3)), 1e-3)
@@ -116,7 +123,8 @@ def test_folds_are_disjoint_and_leave_the_test_images_out(root):
     for i in range(6):
         fold = mnist_dls(root, fold=i+1)
         held = slice(200*i, 200*(i+1))
-        assert torch.equal(fold.valid_ds.x, x[held]) and torch.equal(fold.valid_ds.y, y[held])
+        assert torch.equal(fold.valid_ds.x, x[held])
+        assert torch.equal(fold.valid_ds.y, y[held])
         assert torch.equal(fold.train_ds.x, torch.cat([x[:held.start], x[held.stop:]]))
         assert len(fold.train_ds.y) == 1000
     for wrong in (0, 7, 2.5):
@@ -166,7 +174,8 @@ def test_missing_file_without_network(at_root, root, name, capsys):
     (root/'MNIST'/'raw'/name).unlink()
     for asked in ('mnist', root):
         with pytest.raises(CliError, match='cannot be downloaded.*--data'): mnist_dls(asked)
-    assert len(mnist_dls('auto').train_ds) == 1437 and f'Using {not_mnist}' in capsys.readouterr().err
+    assert len(mnist_dls('auto').train_ds) == 1437
+    assert f'Using {not_mnist}' in capsys.readouterr().err
 
 @pytest.fixture
 def mirror(root, tmp_path, monkeypatch):
@@ -213,7 +222,8 @@ def test_bad_downloads(mirror, tmp_path, fault, monkeypatch, capsys):
         if fault == 'silent': m.setattr(data.MNIST, 'mirrors', [f'http://127.0.0.1:{silent.getsockname()[1]}/'])
         with pytest.raises(CliError, match='cannot be downloaded.*by --data.$') as e: mnist_dls('mnist')
         assert len(str(e.value).splitlines()) == 1
-        assert len(mnist_dls('auto').train_ds) == 1437 and 'NOT MNIST' in capsys.readouterr().err
+        assert len(mnist_dls('auto').train_ds) == 1437
+        assert 'NOT MNIST' in capsys.readouterr().err
     assert socket.getdefaulttimeout() is None
     path.write_bytes(good)
     assert len(mnist_dls('mnist').train_ds) == 1200  # what was left by the fault does no harm
@@ -252,9 +262,11 @@ def test_real_mnist():
     whole,held = mnist_dls('mnist'),mnist_dls('mnist', fold=6)
     x = whole.train_ds.x
     assert len(x) == 60_000 and len(whole.valid_ds) == 10_000
-    assert torch.equal(held.valid_ds.x, x[50_000:]) and torch.equal(held.train_ds.x, x[:50_000])
+    assert torch.equal(held.valid_ds.x, x[50_000:])
+    assert torch.equal(held.train_ds.x, x[:50_000])
     scaled = x/255
-    assert abs(scaled.mean() - data.mean) < 1e-4 and abs(scaled.std() - data.std) < 1e-4
+    assert abs(scaled.mean() - data.mean) < 1e-4
+    assert abs(scaled.std() - data.std) < 1e-4
     inside = x[..., 2:-2, 2:-2]  # the 24×24 pixels that step 3 sees
     cut = (x.sum((1, 2, 3)) > inside.sum((1, 2, 3))).float().mean()
     assert f'cuts off ink in {cut:.0%} of the digits' in (project/'results'/'README.md').read_text(encoding='utf-8')

@@ -206,4 +206,5 @@ def test_the_commands_of_the_readme_survive_kills(tmp_path):
     found = pd.read_csv(tmp_path/'runs.csv')
     assert sorted(found.seed[found.fold == 0]) == [0, 1, 2, 3, 4]
     size = pd.read_csv(tmp_path/'epochs.csv').groupby(key).size()
-    assert len(size) == len(found) and (size == 4).all()
+    assert len(size) == len(found)
+    assert (size == 4).all()

@@ -46,7 +46,8 @@ def test_ctrl_c_stops_cleanly(start):
     read_to(p.stdout, '2')
     p.send_signal(signal.SIGINT)
     out,err = p.communicate(timeout=60)
-    assert p.returncode == 130 and out.splitlines()[-1].startswith('Stopped after epoch')
+    assert p.returncode == 130
+    assert out.splitlines()[-1].startswith('Stopped after epoch')
     assert err == '*** 1000 epochs: the rule is at most 15; no target is judged.\n' and saved() == []
 
 def test_ctrl_c_while_saving_says_what_was_saved(monkeypatch, capsys):
@@ -84,19 +85,22 @@ def test_a_run_leaves_backend_and_figures_as_they_were(monkeypatch):
     plt.switch_backend('svg')
     plt.figure()
     before = plt.get_backend(),plt.get_fignums()
-    assert main(epochs=1) == 0 and (plt.get_backend(), plt.get_fignums()) == before
+    assert main(epochs=1) == 0
+    assert (plt.get_backend(), plt.get_fignums()) == before
     plt.switch_backend('agg')
 
 def test_pictures_do_not_follow_the_readers_style(monkeypatch):
     monkeypatch.setattr(report, 'pictures', lambda *args: dict(one=lambda: plt.plot([1, 2])))
     with plt.rc_context({'text.usetex': True, 'text.latex.preamble': r'\no'}):  # there may be no LaTeX
-        assert main() == 0 and saved() == ['history.csv', 'one.png', 'weights.pth']
+        assert main() == 0
+        assert saved() == ['history.csv', 'one.png', 'weights.pth']
 
 def test_a_picture_that_fails_costs_no_more_than_itself(monkeypatch, capsys):
     def fail(): raise RuntimeError('no ink\nsecond line')
     monkeypatch.setattr(report, 'pictures', lambda *args: dict(bad=fail, good=plt.figure))
     assert main() == 'Not saved: runs/step1/not-MNIST/bad.png: no ink'
-    assert 'verdict' in capsys.readouterr().out and saved() == ['good.png', 'history.csv', 'weights.pth']
+    assert 'verdict' in capsys.readouterr().out
+    assert saved() == ['good.png', 'history.csv', 'weights.pth']
 
 @pytest.mark.skipif(not shutil.which('unshare'), reason='needs the command unshare')
 def test_full_disk(tmp_path, environment):
@@ -106,9 +110,11 @@ def test_full_disk(tmp_path, environment):
     line = ['unshare', '-rm', 'sh', '-c', f'{disk}; {step}; status=$?; ls -A runs/step1/*; exit $status']
     done = subprocess.run(line, cwd=tmp_path, env=environment, text=True, capture_output=True)
     if done.returncode == 77 or 'unshare' in done.stderr: pytest.skip(f'no disk of its own: {done.stderr}')
-    assert done.returncode == 1 and len(done.stderr.splitlines()) == 1
+    assert done.returncode == 1
+    assert len(done.stderr.splitlines()) == 1
     assert 'Not saved: runs/' in done.stderr and 'weights.pth: No space left on device' in done.stderr
-    assert 'verdict' in done.stdout and done.stdout.splitlines()[-1] == 'history.csv'
+    assert 'verdict' in done.stdout
+    assert done.stdout.splitlines()[-1] == 'history.csv'
 
 def test_what_cannot_be_saved_is_said_before_training(tmp_path, capsys):
     (tmp_path/'runs').write_text('a file where the folder should be')
@@ -147,6 +153,7 @@ def test_command_lines(line, monkeypatch, capsys, tmp_path):
     with pytest.raises(SystemExit) as e: runpy.run_path(project/'step3.py', run_name='__main__')
     status,said = e.value.code or 0,capsys.readouterr().err.splitlines()
     if isinstance(status, str): status,said = 1,[*said, status]
-    assert status == good.get(line, 2) and not os.path.exists('~')
+    assert status == good.get(line, 2)
+    assert not os.path.exists('~')
     if line in bad: assert ': error: ' in said[-1] and words[0] in said[-1]
     else: assert len(said) == status

@@ -49,8 +49,12 @@ def test_a_sketch_is_read(client, log, tmp_path):
     seven = blank.copy()
     ImageDraw.Draw(seven).line([(120, 80), (280, 80), (180, 330)], 'black', 16)
     answer = read(client, seven, path)
-    assert str(answer['label']) == '7' and len(answer['confidences']) == 3
+    assert str(answer['label']) == '7'
+    assert len(answer['confidences']) == 3
     with pytest.raises(Exception, match='there is no ink'): read(client, blank, path)
     with pytest.raises(Exception, match='There is no picture'): read(client, None, path)
     text = log.read_bytes().decode()
-    assert 'Traceback' not in text and '\r' not in text and '█' not in text and '%' not in text
+    assert 'Traceback' not in text
+    assert '\r' not in text
+    assert '█' not in text
+    assert '%' not in text

@@ -47,11 +47,13 @@ def test_what_others_do_with_a_net(name):
     x = torch.randn(3, 1, 28, 28)
     features,traced = first[:-1],torch.fx.symbolic_trace(first)
     assert type(features) is nn.Sequential
-    assert close(first[-1](features(x)), first(x)) and close(traced(x), first(x))
+    assert close(first[-1](features(x)), first(x))
+    assert close(traced(x), first(x))
     assert len(parameters_to_vector(first.parameters())) == count(first)
     def call(params, buffers): return functional_call(first, (params, buffers), x)
     both = vmap(call)(*stack_module_state([first, second]))
-    assert close(both[0], first(x)) and close(both[1], second(x))
+    assert close(both[0], first(x))
+    assert close(both[1], second(x))
 
 def turned(x): return x.rot90(1, (2, 3))
 def turned_maps(x): return turned(x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2))
@@ -63,8 +65,10 @@ def test_p4_maps_rotate_with_the_image(pad):
     second = P4Conv2d(3, 5, pad)
     x = torch.randn(4, 2, 9, 9)
     y = first(x)
-    assert y.shape[1] == 12 and close(first(turned(x)), turned_maps(y))
-    assert second(y).shape[1] == 20 and close(second(turned_maps(y)), turned_maps(second(y)))
+    assert y.shape[1] == 12
+    assert close(first(turned(x)), turned_maps(y))
+    assert second(y).shape[1] == 20
+    assert close(second(turned_maps(y)), turned_maps(second(y)))
 
 def test_p4_convolutions_are_those_of_an_ordinary_convolution():
     layer = P4Conv2d(1, 2, lift=True)
@@ -100,7 +104,8 @@ def test_table(name):
     kind,shape,_,field = rows[-1]
     assert shape == (10,) and field >= 28  # the whole image is seen
     assert sum(row[2] for row in rows) == count(net)
-    assert f'{count(net):,}' in text and len(text.splitlines()) == len(rows) + 2
+    assert f'{count(net):,}' in text
+    assert len(text.splitlines()) == len(rows) + 2
     for layer in net.modules(): assert not getattr(layer, 'num_batches_tracked', 0)  # the net stays as it was
 
 @pytest.mark.parametrize('wrong', ['Model_9', Model_1(), None, 3], ids=str)

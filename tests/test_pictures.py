@@ -70,7 +70,8 @@ def squared(image, seed):
 def apart(a, b): return (a.float() - b.float()).abs().mean()
 
 def check_form(x):
-    assert x.shape == (28, 28) and x.dtype == torch.uint8
+    assert x.shape == (28, 28)
+    assert x.dtype == torch.uint8
     assert x.max() == 255
     rows,columns = np.nonzero(x.numpy())
     size = max(np.ptp(rows), np.ptp(columns)) + 1

@@ -21,7 +21,9 @@ in_prose = re.findall(r'`((?:diff|OMP_NUM_THREADS=1) [^`]+)`', text)
 in_table = re.findall(r'`step3\.py (--[^`]+)`', text)
 commands = ''.join(blocks('bash')).splitlines() + in_prose
 commands = [line for line in commands if 'gradio' not in line]  # see test_gradio.py
-assert len(sessions) == 3 and len(commands) == 8 and len(in_table) == 4
+assert len(sessions) == 3
+assert len(commands) == 8
+assert len(in_table) == 4
 
 @pytest.fixture(autouse=True)
 def clone(tmp_path, monkeypatch, environment):
@@ -52,7 +54,8 @@ def test_lines_in_a_notebook(tmp_path, environment, monkeypatch):
     book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
     nbclient.NotebookClient(book, timeout=120, resources=dict(metadata=dict(path=tmp_path))).execute()
     *shown,run = [str(cell.outputs) for cell in book.cells]
-    assert '<table' in ''.join(shown) and 'image/png' in ''.join(shown)
+    assert '<table' in ''.join(shown)
+    assert 'image/png' in ''.join(shown)
     assert '<td>2</td>' in run and 'status 0' in run
 
 @pytest.fixture

@@ -27,7 +27,8 @@ def test_text(step):
     assert '\nTarget\n' in target and f'{steps[step].target:.2%}' in target
     recorded,this_run = result.splitlines()
     assert recorded.startswith('    recorded: ') and this_run == '    this run: {this_run}'
-    assert len(analysis.splitlines()) <= 16 and max(map(len, text.splitlines())) <= 120
+    assert len(analysis.splitlines()) <= 16
+    assert max(map(len, text.splitlines())) <= 120
 
 @every_step
 def test_learner_is_untrained_and_changes_with_the_seed_alone(step):
@@ -42,8 +43,10 @@ def test_trains_on_the_small_digits_and_again_to_the_same_bits(step):
     rows = report.history(learn)
     assert list(rows) == ['train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy']
     assert rows.index.tolist() == [*range(1, n+1)]
-    assert rows.valid_accuracy[n] > .9 and rows.train_loss[n] < rows.train_loss[1]
-    assert rows.equals(report.history(again)) and same(learn.model, again.model)
+    assert rows.valid_accuracy[n] > .9
+    assert rows.train_loss[n] < rows.train_loss[1]
+    assert rows.equals(report.history(again))
+    assert same(learn.model, again.model)
     loss,accuracy = learn.validate()  # the rows say what the net does
     assert accuracy == pytest.approx(rows.valid_accuracy[n], abs=1e-5)
     assert loss == pytest.approx(rows.valid_loss[n], abs=1e-4)
@@ -57,7 +60,8 @@ def test_schedules():
     rates = third.recorder.lrs
     peak = max(rates)
     assert peak == pytest.approx(step3.lr, rel=.05)
-    assert rates[-1] < step3.lr/30 and 1 <= rates.index(peak) <= 3
+    assert rates[-1] < step3.lr/30
+    assert 1 <= rates.index(peak) <= 3
 
 class Tutorial(nn.Module):
     "A tutorial's net: `view` after a convolution, a lazy layer; and a buffer of integers, which no mean may touch."
@@ -144,7 +148,8 @@ def test_lr_find_and_exploration_leave_the_net_and_the_threads_as_they_are():
     learn.lr_find(show_plot=False)
     learn.lr_find(end_lr=1e20, num_it=20, stop_div=False, suggest_funcs=(), show_plot=False)  # through NaN losses
     learn.get_preds()
-    assert torch.equal(weights(learn.model), before) and torch.get_num_threads() == threads
+    assert torch.equal(weights(learn.model), before)
+    assert torch.get_num_threads() == threads
 
 @pytest.mark.parametrize('accuracies, status, words', [
     ([.5, .994, .995, .994], 0, 'met'),
@@ -173,14 +178,17 @@ def check_run(step, out, folder):
 
 def test_command_line(run, tmp_path):
     done = run('step3.py', '--data', 'digits', '--epochs', '2', '--seed', '1')
-    assert done.returncode == 0 and done.stderr == '' and os.listdir() == ['runs']
+    assert done.returncode == 0
+    assert done.stderr == ''
+    assert os.listdir() == ['runs']
     folder = (tmp_path/'runs'/'step3'/'not-MNIST').relative_to(tmp_path)
     check_run('step3', done.stdout, folder)
     learn = step3.train(epochs=2, data='digits', seed=1)  # the same in another process
     assert pd.read_csv(folder/'history.csv', index_col='epoch').equals(report.history(learn))
     saved = torch.load(folder/'weights.pth', weights_only=True)
     for name,value in learn.model.state_dict().items():
-        assert torch.equal(saved[name], value) and saved[name].is_contiguous()
+        assert torch.equal(saved[name], value)
+        assert saved[name].is_contiguous()
     _,clean = learn.validate(dl=data.clean_train(learn.dls))
     assert f'train        {clean:.2%} ' in done.stdout
 
@@ -206,12 +214,15 @@ def test_in_a_terminal(terminal):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs CUDA')
 def test_cuda():
     learn,again = (step3.train(epochs=12, data='digits') for _ in range(2))
-    assert learn.dls.train_ds.x.is_cuda and next(learn.model.parameters()).is_cuda
+    assert learn.dls.train_ds.x.is_cuda
+    assert next(learn.model.parameters()).is_cuda
     assert report.history(learn).valid_accuracy[12] > .9
     assert report.history(learn).equals(report.history(again))
 
 @pytest.mark.mnist
 def test_a_missed_target_is_exit_status_1(run, tmp_path):
     done = run('step2.py', '--data', 'mnist', '--epochs', '1', MNIST_ROOT=os.environ['MNIST_ROOT'])
-    assert done.returncode == 1 and 'TARGET MISSED' in done.stdout and done.stderr == ''
+    assert done.returncode == 1
+    assert 'TARGET MISSED' in done.stdout
+    assert done.stderr == ''
     assert sorted(os.listdir(tmp_path/'runs'/'step2')) == files
