@@ -69,9 +69,17 @@ def pools(move):
     if move == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
     return net
 
-def uncropped():
-    "Model_3 on all 28×28 pixels."
-    net = Model_3()
+def pools_late():
+    "Model_2 with each max-pooling after batch norm and SiLU, as in Model_1."
+    net = Model_2()
+    for i in (2, 4):
+        pool = net[i].pop(1)
+        net[i].insert(3, pool)  # after SiLU
+    return net
+
+def uncropped(model=Model_3):
+    "`model` on all 28×28 pixels."
+    net = model()
     net[0] = nn.Identity()
     net[7] = nn.Conv2d(32, 32, 6, groups=32, bias=False)
     return net
@@ -120,11 +128,15 @@ experiments = {
     'step2-large-kernel': change(step2, 'the large kernel of step 1', model=large_kernel),
     'step2-pool-earlier': change(step2, 'pooling one layer earlier', model=partial(pools, -1)),
     'step2-pool-later': change(step2, 'pooling one layer later', model=partial(pools, 1)),
+    'step2-pool-after-SiLU': change(step2, 'pooling after batch norm and SiLU', model=pools_late),
+    'step2-without-crop': change(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
     'step2-without-dropout': change(step2, 'without dropout', model=Model_3),
     'step2-ReLU': change(step2, 'ReLU instead of SiLU', model=relu),
 
     'constant-0.003': change(step3_constant, 'a constant learning rate of 0.003'),
     'constant-0.006': change(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
+    'constant-0.006-without-EMA':
+        change(step3_constant, 'a constant learning rate of 0.006, without EMA', lr=6e-3, ema=0),
     'without-augmentation': change(step3, 'without augmentation', warp=still),
     'elastic-only': change(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
     'without-elastic': change(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
