@@ -13,11 +13,11 @@ warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarn
 
 from fastai.vision.all import *
 from fastcore.script import CliError
-from PIL import ImageOps, ImageStat
-from scipy import ndimage
 from torchvision.datasets import MNIST
 from torchvision.datasets.mnist import read_image_file, read_label_file
 from torchvision.datasets.utils import check_integrity
+
+from handwriting import stack_items
 
 # MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
 raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
@@ -63,7 +63,7 @@ class DigitImages:
 class BatchDL(TfmdDL):
     "A `TfmdDL` that asks its dataset once per batch, not once per item (as fastai's own `TabDataLoader` does)."
     def __init__(self, dataset, num_workers=0, **kwargs):
-        if not isinstance(dataset, DigitImages): dataset = stack_items(dataset)
+        if not isinstance(dataset, DigitImages): dataset = DigitImages(*stack_items(dataset))
         super().__init__(dataset, num_workers=num_workers, **kwargs)
     def do_item(self, i): return i or 0  # fastai passes `None` to see what an item is like
     def create_batch(self, idxs): return self.dataset[tensor(idxs, device=self.dataset.x.device)]
@@ -114,111 +114,6 @@ def warp_basis(h, w, device, dtype):
     y,x = torch.meshgrid(*lines, indexing='ij')
     bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
     return torch.stack([x, y, torch.ones_like(x), *bumps]).flatten(1).to(device, dtype)
-
-
-# ---- A picture in MNIST's form ---------------------------------------------------------------------------------------
-
-def grey_levels(image):
-    "The grey levels of a picture, upright and on a plain ground, at most 255 pixels long."
-    image = ImageOps.exif_transpose(image)
-    if image.has_transparency_data:
-        grey,opaque = image.convert('RGBA').convert('LA').split()
-        is_light = ImageStat.Stat(grey, opaque).mean[0] > 127
-        ground = Image.new('L', image.size, 'black' if is_light else 'white')  # white strokes are seen, too
-        image = Image.composite(grey, ground, opaque)
-    if image.mode[0] not in 'IF': image = image.convert('L')  # I and F have more than 8 bits: L would clip them
-    shrink = 1 + max(image.size)//256
-    return np.asarray(image.convert('F').reduce(shrink))  # a block's average has less noise
-
-
-def light_ink(grey):
-    "How far a pixel stands out, with the ink made light. Paper, table and shade are about 0."
-    side = min(grey.shape)
-    local = grey - ndimage.uniform_filter(grey, side)
-    skew = (local**3).sum()  # below 0: what stands out is dark
-    if skew < 0: grey = -grey
-    wide = np.pad(grey, side, 'edge')
-    ground = ndimage.grey_opening(wide, side*3//4 + 1)  # loses all light things that are narrower than this
-    return grey - ground[side:-side, side:-side]
-
-
-def digit_only(light, contrast):
-    "The digit with its soft edges; all else is 0. Ink stands out by `contrast` at least, and more than noise does."
-    ink = light > light.max()/3
-    rest = light[~ink]
-    contrast = max(contrast, 3.5*rest.std())
-    if not ink.any() or light[ink].mean() < rest.mean() + contrast:
-        raise ValueError('there is no ink.')
-    parts,_ = ndimage.label(ink, np.ones((3, 3)))  # diagonal neighbours belong together
-    # Frames and tables lie along the rim, the digit reaches inside. If next to nothing does, the digit is at the rim.
-    rim = 1 + min(ink.shape)//10
-    inner = ink & np.isin(parts, parts[rim:-rim, rim:-rim])
-    if inner.sum() > ink.sum()/5: ink = inner
-    # Specks are small beside the largest part.
-    size = np.bincount(parts.flat, ink.flat)
-    ink = size[parts] > size.max()/10
-    soft = ndimage.binary_dilation(ink, iterations=2)
-    noise = 2*np.median(rest)
-    return np.where(soft, light - noise, 0).clip(0)
-
-
-def mnist_form(o):
-    """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on
-    0, scaled to fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
-    Recognition", section III-A). Without ink it raises a `ValueError`."""
-    # 1. Grey levels.
-    if isinstance(o, Image.Image): grey = grey_levels(o)
-    else:
-        with Image.open(o) as image: grey = grey_levels(image)
-    # 2. Light ink on 0. 3. The digit alone.
-    light = light_ink(grey)
-    light = digit_only(light, grey.max()/32)
-    # 4. Its box, scaled to fit 20×20.
-    image = Image.fromarray(light)
-    image = image.crop(image.getbbox())
-    scale = 20/max(image.size)
-    size = [max(1, round(scale*n)) for n in image.size]
-    x = np.asarray(image.resize(size)).clip(0)
-    # 5. The 28×28 pixels around its centre of mass.
-    x = tensor(255/x.max()*x).round().byte()
-    top,left = [round(c) for c in ndimage.center_of_mass(x.numpy())]
-    x = F.pad(x, (14, 14, 14, 14))
-    return x[top:top+28, left:left+28]
-
-
-def is_picture(o): return isinstance(o, (str, Path, Image.Image)) or hasattr(o, 'read')
-
-def from_picture(o):
-    "`mnist_form`; one line says what is wrong with a picture."
-    try: return mnist_form(o)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        name = truncstr(str(o).replace('\n', ' '), 200)  # a data URL has thousands of characters
-        reason = getattr(e, 'strerror', None) or e
-        raise ValueError(f'{name}: {reason}') from None
-
-def from_array(o):
-    "An array that has MNIST's form already, as uint8 (28, 28)."
-    if o is None: raise ValueError('There is no picture, only None: draw or choose one first.')
-    a = o.data.cpu().numpy() if isinstance(o, Tensor) else np.asarray(o)
-    whole = a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28)
-    if whole and 0 <= a.min() and 128 <= a.max() <= 255 and a.mean() < 128:
-        return tensor(a.astype(np.uint8)).view(28, 28)
-    found = f'{a.dtype} {a.shape}'
-    if a.size and a.dtype.kind in 'iuf': found += f' from {a.min():g} to {a.max():g}'
-    raise ValueError(f'An array must be 28×28 whole numbers from 0 to 255, light ink on 0, not {found}. '
-                     'Give a file, a PIL image, or an array such as learn.dls.valid_ds.x[0].')
-
-def stack_items(items):
-    """`DigitImages` of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's form, arrays
-    must have it. Pairs (picture, label), as in torchvision's datasets, give labels, too."""
-    items = [items] if is_picture(items) else list(items)
-    if not items: raise ValueError('The list is empty: there is no picture in it.')
-    labels = None
-    if isinstance(items[0], tuple):
-        items,labels = zip(*items)
-        labels = tensor([int(label) for label in labels])
-    images = [from_picture(o) if is_picture(o) else from_array(o) for o in items]
-    return DigitImages(torch.stack(images)[:,None], labels)
 
 
 # ---- The data sets ---------------------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
     python results/find.py   # a few minutes; MNIST is in $MNIST_ROOT
 """
-from record import here, processor, step1, step2, step3
+from experiments import here, step1, step2, step3
+from record import processor
 
 import pandas as pd, torch
 from fastai.vision.all import minimum, slide, steep, valley

@@ -7,162 +7,19 @@
 
 An interrupted recording continues where it was. Delete a run's rows in runs.csv to record it anew.
 """
-import contextlib, hashlib, inspect, io, json, platform, re, subprocess, sys, tempfile, threading, time
+import contextlib, io, platform, re, subprocess, tempfile, threading, time
 from functools import partial
 from itertools import product
 from pathlib import Path
-from types import SimpleNamespace
 
-here = Path(__file__).resolve().parent
-sys.path.insert(0, str(here.parent))
-
-import report, step1, step2, step3
+from experiments import experiments, here, key, recipe
+import report
 import fastai, pandas as pd, torch, torchvision
 from fastcore.script import CliError, call_parse
 from filelock import FileLock
-from torch import nn
 
 from data import clean_train
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, count, head, layers
-
-key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
-
-
-# Nets of the experiments. A layer that replaces another is made last: a seed gives all other layers the same weights.
-
-def no_batch_norm():
-    "Model_1 without batch norm; its convolutions have a bias instead."
-    net = Model_1()
-    for i in (0, 1, 3, 4, 6, 7):
-        old = net[i][0]
-        net[i][0] = nn.Conv2d(old.in_channels, old.out_channels, 3, padding=old.padding)
-        net[i][1] = nn.Identity()
-    return net
-
-def relu():
-    "Model_2 with ReLU instead of SiLU."
-    net = Model_2()
-    for block in net.children():
-        for i,layer in enumerate(block.children()):
-            if isinstance(layer, nn.SiLU): block[i] = nn.ReLU()
-    return net
-
-def average_pooling():
-    "Model_2 with plain global average pooling."
-    net = Model_2()
-    net[7] = nn.AdaptiveAvgPool2d(1)
-    return net
-
-def large_kernel():
-    "Model_2 with step 1's head: one large kernel from the last maps to ten logits."
-    net = Model_2()
-    net[7] = nn.Conv2d(32, 10, 5)
-    net[9] = nn.Identity()
-    return net
-
-def pools(move):
-    "Model_2 with each max-pooling one layer earlier (`move` -1; the last map is 4×4 then) or later (1)."
-    net = Model_2()
-    for i in (2, 4):
-        pool = net[i].pop(1)
-        net[i+move].insert(1, pool)
-    if move == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
-    return net
-
-def pools_late():
-    "Model_2 with each max-pooling after batch norm and SiLU, as in Model_1."
-    net = Model_2()
-    for i in (2, 4):
-        pool = net[i].pop(1)
-        net[i].insert(3, pool)  # after SiLU
-    return net
-
-def uncropped(model=Model_3):
-    "`model` on all 28×28 pixels."
-    net = model()
-    net[0] = nn.Identity()
-    net[7] = nn.Conv2d(32, 32, 6, groups=32, bias=False)
-    return net
-
-def plain_filters(p=.05):
-    "Model_2's build with ordinary convolutions, and fewer channels to keep the budget."
-    return Net(
-        nn.ZeroPad2d(-2),
-        conv(1, 8, pad=0, p=p),   conv(8, 8, pad=0, pool=True, p=p),
-        conv(8, 8, p=p),          conv(8, 16, pool=True, p=p),
-        conv(16, 16, p=p),        conv(16, 16, p=p),
-        *head(16, 5))
-
-
-def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
-    "Step 3's `train` at a constant learning rate (and beta1), as in steps 1 and 2."
-    learn = step3.learner(**kwargs)
-    learn.fit(epochs, lr, cbs=cbs)
-    return learn
-
-step3_constant = SimpleNamespace(__name__='step3', target=step3.target, learner=step3.learner, train=constant)
-still = dict.fromkeys(step3.warp, 0)  # no warp at all
-
-def change(step, what='', **arguments):
-    "An experiment: `step` with other `arguments` of its `train`, and what is changed, in words."
-    return step, arguments, what
-
-experiments = {
-    'step1': change(step1),
-    'step2': change(step2),
-    'step3': change(step3),
-    'step3-8epochs': change(step3, epochs=8),
-    'step3-4epochs': change(step3, epochs=4),
-    'step3-GPU': change(step3, device='cuda'),
-    'step3-Model_4': change(step3, model=Model_4),
-    'step3-Model_5': change(step3, model=Model_5),
-
-    'step1-without-batch-norm': change(step1, 'without batch norm', model=no_batch_norm),
-    'step1-half-channels': change(step1, 'half the channels', model=partial(Model_1, (4, 4, 4, 6, 4, 4))),
-    'step1-twice-channels': change(step1, 'twice the channels', model=partial(Model_1, (16, 16, 16, 24, 16, 16))),
-    'step1-lr-0.001': change(step1, 'a third of the learning rate', lr=1e-3),
-    'step1-lr-0.009': change(step1, 'three times the learning rate', lr=9e-3),
-
-    'step2-plain-filters': change(step2, 'ordinary convolutions, fewer channels', model=plain_filters),
-    'step2-average-pooling': change(step2, 'plain global average pooling', model=average_pooling),
-    'step2-large-kernel': change(step2, 'the large kernel of step 1', model=large_kernel),
-    'step2-pool-earlier': change(step2, 'pooling one layer earlier', model=partial(pools, -1)),
-    'step2-pool-later': change(step2, 'pooling one layer later', model=partial(pools, 1)),
-    'step2-pool-after-SiLU': change(step2, 'pooling after batch norm and SiLU', model=pools_late),
-    'step2-without-crop': change(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
-    'step2-without-dropout': change(step2, 'without dropout', model=Model_3),
-    'step2-ReLU': change(step2, 'ReLU instead of SiLU', model=relu),
-
-    'constant-0.003': change(step3_constant, 'a constant learning rate of 0.003'),
-    'constant-0.006': change(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
-    'constant-0.006-without-EMA':
-        change(step3_constant, 'a constant learning rate of 0.006, without EMA', lr=6e-3, ema=0),
-    'without-augmentation': change(step3, 'without augmentation', warp=still),
-    'elastic-only': change(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
-    'without-elastic': change(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
-    'without-EMA': change(step3, 'without EMA', ema=0),
-    'with-dropout': change(step3, 'with the dropout of step 2', model=Model_2),
-    'without-crop': change(step3, 'without the crop to 24×24', model=uncropped),
-    'wd-0.01': change(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
-    'bs-128': change(step3, 'batches of 128 instead of 256', bs=128),
-}
-
-
-def digest(net):
-    "Eight characters for the build of `net`: its layers, and the names and shapes of its weights."
-    weights = {name: tuple(weight.shape) for name,weight in net.state_dict().items()}
-    return hashlib.md5(f'{layers(net)} {weights}'.encode()).hexdigest()[:8]
-
-def recipe(name):
-    """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a
-    digest of the net. Up to commit 4afa26d `ema` was 0.998, a cap that no run reached; it is 9 here: same bits."""
-    step,change,_ = experiments[name]
-    arguments = inspect.signature(step.learner).parameters | inspect.signature(step.train).parameters
-    found = {argument: its.default for argument,its in arguments.items()} | change
-    for other in ('seed', 'pretrained', 'cbs', 'kwargs'): found.pop(other, None)
-    net = found['model']()
-    found['model'] = f'{type(net).__name__} {digest(net)}'
-    return json.dumps(found)
+from models import count
 
 
 def processor():

@@ -6,7 +6,7 @@ import contextlib, io, os, subprocess, sys, tempfile, time
 from copy import deepcopy
 from functools import partial
 
-from record import here, plain_filters, step3, uncropped
+from experiments import here, plain_filters, step3, uncropped
 import data, pandas as pd, torch
 from fastai.vision.all import TensorImageBW
 from torch.nn import functional as F

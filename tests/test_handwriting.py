@@ -10,7 +10,8 @@ from scipy import ndimage
 from torchvision.datasets import ImageFolder
 
 import evidence, step3
-from data import load_digits, mnist_form
+from data import load_digits
+from handwriting import mnist_form
 
 def blank(*size): return Image.new('L', size, 'white')
 
