@@ -1,21 +1,20 @@
 """MNIST in memory, served to fastai a whole batch at a time.
 
-    dls = mnist_dls()                 # train on 60,000, test on 10,000
-    dls = mnist_dls(fold=6)           # train on 50,000, validate on the other 10,000 training images, the last sixth
+    dls = mnist_dls()                 # train on the 60,000 training images, evaluate on the 10,000 test images
+    dls = mnist_dls(fold=6)           # evaluate on the last sixth of the training images, train on the other 50,000
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
-import contextlib, functools, os, socket, sys, warnings
+import socket, warnings
 from http.client import HTTPException
 
-# fastai's own, at each import of it
+# A warning of fastai's own, at each import of it. The import also brings `torch`, `F`, `math`, `os` and the like.
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarning)
 
 from fastai.vision.all import *
 from fastcore.script import CliError
+from filelock import FileLock
 from torchvision.datasets import MNIST
-from torchvision.datasets.mnist import read_image_file, read_label_file
-from torchvision.datasets.utils import check_integrity
 
 from handwriting import stack_items
 
@@ -37,7 +36,7 @@ class DigitImages:
     n_inp,c = 1,10
     vocab = CategoryMap(range(10), sort=False)
 
-    # `split_idx` tells fastai's random transforms what the images are for: 0 training, 1 validation.
+    # `split_idx` tells fastai's random transforms what the images are for: 0 to train, 1 to evaluate.
     def __init__(self, x, y=None, split_idx=1): store_attr()
     def __len__(self): return len(self.x)
     def __getitem__(self, idx):
@@ -48,114 +47,128 @@ class DigitImages:
     # What else fastai asks of a dataset: `show_batch` and `predict`, `Interpretation`, `export`, `tta`.
     def decode(self, item, full=True):
         x,*labels = item
-        return (x, *[Category(self.vocab[int(label)]) for label in labels])
+        return (x, *[Category(self.vocab[label]) for label in labels])
     @property
-    def items(self):
-        pairs = self.x if self.y is None else zip(self.x, self.y)
-        return L(pairs, use_list=True)
-    def new_empty(self):
-        return DigitImages(self.x[:0].clone(), self.y[:0].clone())  # a view would keep all images
-    @contextlib.contextmanager
+    def items(self): return list(zip(self.x, self.y))
+    def new_empty(self): return DigitImages(self.x[[]], self.y[[]])  # a copy: the view `x[:0]` would keep all images
+    @contextmanager
     def set_split_idx(self, split_idx):
         return replacing_yield(self, 'split_idx', split_idx)
 
 
 class BatchDL(TfmdDL):
     "A `TfmdDL` that asks its dataset once per batch, not once per item (as fastai's own `TabDataLoader` does)."
-    def __init__(self, dataset, num_workers=0, **kwargs):
+    def __init__(self, dataset, **kwargs):
         if not isinstance(dataset, DigitImages): dataset = DigitImages(*stack_items(dataset))
-        super().__init__(dataset, num_workers=num_workers, **kwargs)
+        super().__init__(dataset, **kwargs)
     def do_item(self, i): return i or 0  # fastai passes `None` to see what an item is like
-    def create_batch(self, idxs): return self.dataset[tensor(idxs, device=self.dataset.x.device)]
+    def create_batch(self, idxs): return self.dataset[idxs]
 
 
 class RandomWarp(RandTransform):
-    """Warps each training image of a batch (n, 1, h, w) by its own affine map and elastic distortion, zero padding.
+    """Warps each training image of a batch (n, 1, w, w): an affine map and an elastic distortion, drawn for each image.
 
-    Every draw is uniform between minus and plus its limit, except `elastic`: the standard deviation of normal
-    displacements on a 4×4 grid, interpolated to a smooth field (after Simard et al. 2003, "Best Practices for
-    Convolutional Neural Networks Applied to Visual Document Analysis", section 2).
+    For every pixel of the new image it computes a place (x, y) in the old one and reads the value there, 0 outside.
+    The affine map is a 2×3 matrix A: place = A·(x, y, 1). Its first two columns rotate, scale and shear, the third one
+    shifts. The elastic distortion moves the points of a 4×4 grid at random, and the pixels between them smoothly
+    (after Simard et al. 2003, "Best Practices for Convolutional Neural Networks Applied to Visual Document Analysis",
+    section 2).
     """
     order = 30  # where fastai's affine transforms stand: before `Normalize`, so that 0 is black
 
-    def __init__(self,
+    def __init__(self, # Each draw is uniform, from minus to plus its limit, except `elastic`
         degrees=0., # Rotation, in degrees
         shift=0.,   # Shift along each axis, in pixels
         scale=0.,   # Change of size, as a fraction
         shear=0.,   # Horizontal shear, as a fraction
-        elastic=0., # Elastic displacement, in pixels
-        **kwargs
+        elastic=0., # Shift of a grid point along each axis, in pixels: standard deviation of a normal distribution
     ):
         store_attr()
-        super().__init__(**kwargs)
+        super().__init__()
 
     def encodes(self, x:TensorImage):
         n,_,h,w = x.shape
+        if h != w: raise ValueError(f'RandomWarp takes square images, not {h}×{w} pixels.')
         x = x.as_subclass(Tensor)  # faster
         def draw(limit): return x.new_empty(n).uniform_(-limit, limit)
 
         turn,size,shear = draw(math.radians(self.degrees)), 1 + draw(self.scale), draw(self.shear)
         cos,sin = turn.cos()/size, turn.sin()/size
-        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w),  # from -1 to 1: a pixel is 2/w
-                              sin, cos,       draw(self.shift*2/h)], 1).view(n, 2, 3)
+        affine = torch.stack([cos, shear-sin, draw(self.shift*2/w),  # x and y go from -1 to 1: a pixel is 2/w
+                              sin, cos,       draw(self.shift*2/w)], 1).view(n, 2, 3)
         elastic = x.new_empty(n, 2, 16).normal_() * (self.elastic*2/w)
 
-        source = torch.cat([affine, elastic], 2).view(2*n, 19) @ warp_basis(h, w, x.device, x.dtype)
-        source = source.view(n, 2, h, w).permute(0, 2, 3, 1)  # where each pixel comes from
-        return F.grid_sample(x, source, align_corners=False).as_subclass(TensorImageBW)
+        # Each pixel's place is a weighted sum of the basis.
+        place = torch.cat([affine, elastic], 2) @ warp_basis(w, x.device, x.dtype)
+        place = place.view(n, 2, w, w).permute(0, 2, 3, 1)
+        return F.grid_sample(x, place, align_corners=False).as_subclass(TensorImageBW)
 
 @functools.cache
-def warp_basis(h, w, device, dtype):
-    """(19, h·w): x, y and 1 at every pixel, from -1 to 1, and 16 smooth bumps, one for each point of the elastic grid.
+def warp_basis(w, device, dtype):
+    """(19, w·w): x, y and 1 at every pixel, and 16 smooth bumps, one for each point of the elastic grid.
 
-    The source coordinates of a warp are a weighted sum of these. So one matrix product gives them for a whole batch,
-    many times as fast as an affine grid and an interpolation for each image."""
-    lines = ((torch.arange(side)*2 + 1)/side - 1 for side in (h, w))
-    y,x = torch.meshgrid(*lines, indexing='ij')
-    bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (h, w), mode='bicubic', align_corners=True)[0]
+    So one matrix product warps a whole batch, many times as fast as an affine grid and an interpolation for each image.
+    """
+    line = (torch.arange(w)*2 + 1)/w - 1  # the centres of pixels, from -1 to 1
+    y,x = torch.meshgrid(line, line, indexing='ij')
+    bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (w, w), mode='bicubic', align_corners=True)[0]
     return torch.stack([x, y, torch.ones_like(x), *bumps]).flatten(1).to(device, dtype)
 
 
 # ---- The data sets ---------------------------------------------------------------------------------------------------
 
-def download(root):
-    "Let torchvision unpack or download what is missing of MNIST; it checks the MD5 of the packed files."
-    was = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(timeout)
-    try: MNIST(root, download=True)
-    finally: socket.setdefaulttimeout(was)
+def read_raw(path):
+    "The bytes of a raw file, `None` where it is missing. If it is not MNIST's, a `CliError` names it."
+    if not path.exists(): return
+    try:
+        content = np.fromfile(path, np.uint8)
+        md5 = hashlib.md5(content, usedforsecurity=False)
+        if md5.hexdigest() == raw_md5[path.name]: return tensor(content)
+        fault = "is not MNIST's: damaged, or of another data set"
+    except OSError as e: fault = f'cannot be read: {e.strerror}'
+    raise CliError(f"{path} {fault}. Move it away and run again to get MNIST's, or give another folder by --data.")
+
+def read_mnist(raw):
+    "MNIST's (images, labels) for training and for test, from the folder of the raw files."
+    # Not by torchvision's `MNIST`: it prefers the files of its old versions, which nothing checks.
+    files = [read_raw(raw/name) for name in raw_md5]
+    if None in files: raise FileNotFoundError(f'{raw} lacks a file')
+    # Images have a header of 16 bytes, labels of 8.
+    return [(x[16:].view(-1, 1, 28, 28), y[8:].long()) for x,y in chunked(files, 2)]
 
 def load_mnist(root):
-    "MNIST's (images, labels) for training and for test. A file that is not MNIST's raises a `CliError` that names it."
-    paths = [root/'MNIST'/'raw'/name for name in raw_md5]
-    for path in paths:
-        if path.exists() and not check_integrity(path, raw_md5[path.name]): raise CliError(
-            f"{path} is not MNIST's: damaged, or of another data set. "
-            "Move it away and run again to get MNIST's, or give another folder by --data.")
-    if not all(path.exists() for path in paths): download(root)
-    x,y,test_x,test_y = paths
-    return (read_image_file(x)[:,None], read_label_file(y)), (read_image_file(test_x)[:,None], read_label_file(test_y))
+    "`read_mnist`; what is missing is downloaded, by one run at a time."
+    raw = root/'MNIST'/'raw'
+    try: return read_mnist(raw)
+    except FileNotFoundError: pass
+    except CliError:  # the file may only be incomplete: another run is writing it
+        if not os.access(raw, os.W_OK): raise
+    with FileLock(raw/'.lock'):  # makes the folder, too, and waits for the other run
+        was = socket.getdefaulttimeout()
+        socket.setdefaulttimeout(timeout)
+        try: return read_mnist(raw)
+        except FileNotFoundError: MNIST(root, download=True)  # unpacks or downloads; checks the MD5 of the packed files
+        finally: socket.setdefaulttimeout(was)
+        return read_mnist(raw)
 
 
 def load_digits():
     "scikit-learn's 1,797 digits, 8×8, in MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
     from sklearn.datasets import load_digits
     digits = load_digits()
-    x,y = tensor(digits.images).float()[:,None] * (255/16), tensor(digits.target).long()
-    x = F.pad(F.interpolate(x, size=20, mode='bilinear'), (4, 4, 4, 4)).round().byte()
-    return (x[:-360], y[:-360]), (x[-360:], y[-360:])
+    x,y = tensor(digits.images)[:,None]*255/16, tensor(digits.target)
+    x = F.pad(F.interpolate(x, size=20, mode='bilinear'), [4]*4).round().byte()
+    return list(zip(x.split([1437, 360]), y.split([1437, 360])))
 
-
-def default_root():
-    "Where MNIST is looked for, and downloaded to, when no folder is given."
-    try: return os.environ.get('MNIST_ROOT') or fastai_path('data')
-    except RuntimeError: return '.'  # there is no home directory
 
 def mnist_root(data):
     "The folder that holds MNIST/raw, or will hold it when `data` is 'auto' or 'mnist'."
     given = data not in ('auto', 'mnist')
-    root = Path(os.path.expanduser(data if given else default_root()))
-    if given and not (root/'MNIST'/'raw').is_dir():
+    if not given:
+        try: data = os.environ.get('MNIST_ROOT') or fastai_path('data')
+        except (RuntimeError, OSError): data = '.'  # there is no home directory, or it is read-only
+    root = Path(os.path.expanduser(data))
+    if given and not os.path.isdir(root/'MNIST'/'raw'):
         raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
     return root
 
@@ -176,24 +189,25 @@ def mnist_dls(
     data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is none; a folder
     bs=256,      # Images per training batch
     tfms=None,   # Transforms of a batch, such as `RandomWarp`
-    fold=None,   # 1 to 6: validate on this sixth of the training images, train on the rest; None: train and test images
+    fold=None,   # 1 to 6: evaluate on this sixth of the training images, train on the rest; None: on the test images
     device=None  # Where images and net live; else CUDA where there is one, else the CPU
 ):
-    "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are augmented."
+    "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are warped."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    train,test = read(data)
+    train,test = to_device(read(data), device)
     if fold is not None:
         if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
-        held = torch.arange(len(train[0]))*6 // len(train[0]) == fold-1  # contiguous
-        train,test = [o[~held] for o in train],[o[held] for o in train]
-    train_ds = DigitImages(*(o.to(device) for o in train), split_idx=0)
-    test_ds  = DigitImages(*(o.to(device) for o in test),  split_idx=1)
-    tfms = [*L(tfms), Normalize.from_stats([mean], [std], cuda=False)]
-    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, after_batch=tfms, device=device)
+        x,y = [list(o.tensor_split(6)) for o in train]
+        test = x.pop(fold-1),y.pop(fold-1)
+        train = torch.cat(x),torch.cat(y)
+    train_ds = DigitImages(*train, split_idx=0)
+    tfms = [*L(tfms), Normalize.from_stats(mean, std, cuda=False)]
+    train_dl = BatchDL(train_ds, bs=bs, shuffle=True, num_workers=0, after_batch=tfms, device=device)
     # fastai draws the seed of the order from `random`, which other threads use, too. The same draw, by torch's seed:
     order_seed = random.Random(torch.initial_seed()).randint(0, 2**32-1)
     train_dl.rng = random.Random(order_seed)
-    return DataLoaders(train_dl, train_dl.new(test_ds, bs=test_bs, shuffle=False), device=device)
+    test_dl = train_dl.new(DigitImages(*test), bs=test_bs, shuffle=False)
+    return DataLoaders(train_dl, test_dl, device=device)
 
 def clean_train(dls):
     "A loader over the training images of `dls` in order, without augmentation."

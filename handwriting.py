@@ -1,15 +1,19 @@
-"""Any picture of a digit in MNIST's form.
+"""Any picture of a digit in MNIST's form: a photograph, a scan or a drawing.
 
     mnist_form('7.jpg')   # uint8 (28, 28)
+
+The steps:
+1. `grey_levels`: one channel, upright, not too large.
+2. `light_ink`: paper, table and shade become 0, ink becomes light.
+3. `digit_only`: frames, specks and noise become 0.
+4. `mnist_form`: the digit is scaled to fit 20×20, and its centre of mass moved to the centre of 28×28.
 """
 from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.utils import truncstr
 from PIL import Image, ImageOps, ImageStat
 from scipy import ndimage
-from torch.nn import functional as F
 
 
 def grey_levels(image):
@@ -60,24 +64,22 @@ def mnist_form(o):
     """The digit of a picture, a file or PIL image of any size and mode, in MNIST's form: uint8 (28, 28), light ink on
     0, scaled to fit 20×20, centre of mass on (14, 14) (LeCun et al. 1998, "Gradient-Based Learning Applied to Document
     Recognition", section III-A). Without ink it raises a `ValueError`."""
-    # 1. Grey levels.
     if isinstance(o, Image.Image): grey = grey_levels(o)
     else:
         with Image.open(o) as image: grey = grey_levels(image)
-    # 2. Light ink on 0. 3. The digit alone.
-    light = light_ink(grey)
-    light = digit_only(light, grey.max()/32)
-    # 4. Its box, scaled to fit 20×20.
+    light = digit_only(light_ink(grey), contrast=grey.max()/32)
+    # Its box, scaled to fit 20×20.
     image = Image.fromarray(light)
     image = image.crop(image.getbbox())
     scale = 20/max(image.size)
     size = [max(1, round(scale*n)) for n in image.size]
     x = np.asarray(image.resize(size)).clip(0)
-    # 5. The 28×28 pixels around its centre of mass.
-    x = torch.tensor(255/x.max()*x).round().byte()
-    top,left = [round(c) for c in ndimage.center_of_mass(x.numpy())]
-    x = F.pad(x, (14, 14, 14, 14))
-    return x[top:top+28, left:left+28]
+    x = 255/x.max()*x
+    x = x.round().astype(np.uint8)
+    # The 28×28 pixels around its centre of mass.
+    top,left = [round(c) for c in ndimage.center_of_mass(x)]
+    x = np.pad(x, 14)[top:top+28, left:left+28]
+    return torch.tensor(x)
 
 
 def is_picture(o): return isinstance(o, (str, Path, Image.Image)) or hasattr(o, 'read')
@@ -86,7 +88,7 @@ def from_picture(o):
     "`mnist_form`; one line says what is wrong with a picture."
     try: return mnist_form(o)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as e:
-        name = truncstr(str(o).replace('\n', ' '), 200)  # a data URL has thousands of characters
+        name = str(o).replace('\n', ' ')[:200]  # a data URL has thousands of characters
         reason = getattr(e, 'strerror', None) or e
         raise ValueError(f'{name}: {reason}') from None
 
@@ -94,17 +96,18 @@ def from_array(o):
     "An array that has MNIST's form already, as uint8 (28, 28)."
     if o is None: raise ValueError('There is no picture, only None: draw or choose one first.')
     a = o.data.cpu().numpy() if isinstance(o, torch.Tensor) else np.asarray(o)
-    whole = a.dtype.kind in 'iu' and a.squeeze().shape == (28, 28)
+    a = a.squeeze()  # without the axis of its one channel
+    whole = a.dtype.kind in 'iu' and a.shape == (28, 28)
     if whole and 0 <= a.min() and 128 <= a.max() <= 255 and a.mean() < 128:
-        return torch.tensor(a.astype(np.uint8)).view(28, 28)
+        return torch.tensor(a.astype(np.uint8))
     found = f'{a.dtype} {a.shape}'
     if a.size and a.dtype.kind in 'iuf': found += f' from {a.min():g} to {a.max():g}'
     raise ValueError(f'An array must be 28×28 whole numbers from 0 to 255, light ink on 0, not {found}. '
                      'Give a file, a PIL image, or an array such as learn.dls.valid_ds.x[0].')
 
 def stack_items(items):
-    """(images, labels or `None`) of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's form,
-    arrays must have it. Pairs (picture, label), as in torchvision's datasets, give labels, too."""
+    """(images, labels or `None`) of what `predict` and `test_dl` pass: files and PIL images are brought into MNIST's
+    form, arrays must have it. Pairs (picture, label), as in torchvision's datasets, give labels, too."""
     items = [items] if is_picture(items) else list(items)
     if not items: raise ValueError('The list is empty: there is no picture in it.')
     labels = None

@@ -18,24 +18,31 @@ def count(net):
 
 
 class P4Conv2d(nn.Conv2d):
-    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°.
+    """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°. (p4 is the group of
+    these rotations and of all shifts.) It takes the 4·`ni` channels of another p4 convolution. The image has no
+    rotations yet: the first layer, with `lift`, takes its `ni` channels. It gives 4·`nf` channels, filter by filter,
+    with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant Convolutional
+    Networks", section 7). It computes, slowly:
 
-    It takes the 4·`ni` channels of another p4 convolution, or with `lift` (first layer) the `ni` channels of the
-    image, which has no rotation axis yet. It gives 4·`nf` channels, filter by filter, with a quarter of the weights
-    of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant Convolutional Networks", section 7).
+        w = weight.view(nf, ni, 4, 3, 3)  # with `lift`: 1 instead of 4
+        for r in range(4):  # a rotation also moves each rotation of the input on
+            rotated = w.roll(r, 2).rot90(r, (3, 4)).flatten(1, 2)
+            y[:, r::4] = F.conv2d(x, rotated, padding=padding)
     """
     def __init__(self, ni, nf, padding=0, lift=False):
         turns = 1 if lift else 4
         super().__init__(ni*turns, nf, 3, padding=padding, bias=False)
-        # Which weight stands where in a rotated filter. A rotation also moves each rotation of the input to the next.
-        place = torch.arange(ni*turns*9).view(ni, turns, 3, 3)
+        self.out_channels = 4*nf
+        # Which weight stands where in a rotated filter. No buffer, always on the CPU: nets made on `meta` need it, too.
+        place = torch.arange(ni*turns*9, device='cpu').view(ni, turns, 3, 3)
         rotated = [place.roll(r, 1).rot90(r, (2, 3)) for r in range(4)]
         index = torch.stack(rotated).flatten(1, 2).permute(0, 2, 3, 1)  # rotations, 3, 3, channels in
         # Flipped here and back below: so gradients add up in the order of the recorded runs, to the same bits.
-        self.register_buffer('index', index.flip(0).flatten(), persistent=False)
+        self.index = index.flip(0).flatten()
 
     def forward(self, x):
-        w = self.weight.flatten(1).index_select(1, self.index)
+        w = self.weight.flatten(1)
+        w = w.index_select(1, self.index.to(w.device))
         w = w.view(-1, 4, 3, 3, self.in_channels).flip(1)
         w = w.flatten(0, 1).permute(0, 3, 1, 2)  # filters and rotations, channels in, 3, 3; channels last in memory
         return F.conv2d(x, w, padding=self.padding)
@@ -46,6 +53,8 @@ def block(conv, nf, pool=False, p=0.):
 
     Pooling comes first, so that batch norm, SiLU and dropout run on a quarter of the pixels. SiLU is x·sigmoid(x),
     a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
+    After a p4 convolution, batch norm has its own scale and bias for each rotation: from there on the net is free to
+    treat the rotations differently, as it must to tell 6 from 9.
     """
     layers = [conv]
     if pool: layers.append(nn.MaxPool2d(2))
@@ -145,7 +154,7 @@ def layers(net):
     """
     rows,field,jump = [],1,1  # jump: distance in input pixels between neighbours in the current map
     x = torch.zeros(1, 1, 28, 28)
-    for layer in deepcopy(net).cpu().eval().modules():
+    for _,layer in deepcopy(net).cpu().eval().named_modules(remove_duplicate=False):  # a layer used again, too
         if list(layer.children()): continue  # a container
         kernel = np.max(getattr(layer, 'kernel_size', 1))
         if isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d)): kernel = x.shape[-1]  # these take all of the map

@@ -2,104 +2,102 @@
 
     python results/draw.py   # MNIST is in $MNIST_ROOT
 """
-from evidence import epochs, half, here, mistakes, steps, tested
+from evidence import epochs, here, margin, mistakes, steps, tested
 from experiments import step3
 import matplotlib.pyplot as plt, pandas as pd, torch
 from data import RandomWarp
 from fastai.vision.all import PILImage, TensorImageBW, set_seed, show_images
-from handwriting import mnist_form
-from torch.nn import functional as F
-from torchvision.utils import save_image
 
 
-def save(name):
+def save_picture(name):
     plt.tight_layout()
     plt.savefig(here/'pictures'/f'{name}.png', dpi=100)
     plt.close()
 
-def finish(name, **labels):
+def save_plot(name, **labels):
     "Draw the goal, labels and legend of a plot, and save it."
     plt.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
     plt.gca().set(**labels)
     plt.legend(loc='lower right', fontsize=9)
-    save(name)
+    save_picture(name)
 
 def draw_step(step, before=None):
     "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
-    def accuracy(step, column='valid_accuracy'):
-        return 100*epochs.query('experiment == @step and fold == 0').pivot(index='epoch', columns='seed', values=column)
-    train,test = accuracy(step, 'train_accuracy'),accuracy(step)
-    plt.plot(test, 'C0', lw=.7, alpha=.6)
-    plt.plot(test.mean(axis=1), 'C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
-    plt.plot(train.mean(axis=1), 'C1--', label=f'{step}: train, as it trains')
-    if before: plt.plot(accuracy(before).mean(axis=1), 'grey', lw=2, label=f'{before}: test, mean of the seeds')
-    finish(step, ylim=(98, 100), xticks=test.index, xlabel='epoch', ylabel='accuracy, %')
+    percent = 100*epochs.query('fold == 0').set_index(['experiment', 'epoch', 'seed'])
+    means = percent.groupby(['experiment', 'epoch']).mean()
+    train,test = means.train_accuracy[step],means.valid_accuracy
+    plt.plot(percent.valid_accuracy[step].unstack(), 'C0', lw=.7, alpha=.6)
+    plt.plot(test[step], 'C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
+    plt.plot(train, 'C1--', label=f'{step}: train, as it trains')
+    if before: plt.plot(test[before], 'grey', lw=2, label=f'{before}: test, mean of the seeds')
+    save_plot(step, ylim=(98, 100), xticks=train.index, xlabel='epoch', ylabel='accuracy, %')
 
 def draw_parameters():
     "Accuracy against parameters: our nets with their 95% intervals, and public runs (results/public.csv)."
     public = pd.read_csv(here/'public.csv')
     plt.plot(public.parameters, public.accuracy, 'x', color='grey', label='public: single runs')
-    for run in public.itertuples(): plt.annotate(run.letter, (run.parameters + 50, run.accuracy))
+    for run in public.itertuples():
+        plt.annotate(run.letter, (run.parameters + 50, run.accuracy))
     for name in [*steps, 'step3-Model_4', 'step3-Model_5']:
-        found = tested.loc[name]
-        mean,error = found.accuracy.mean(),half(found.accuracy)
-        plt.errorbar(found.parameters[0], mean, error, fmt='o', capsize=3, label=name.removeprefix('step3-'))
-    finish('parameters', xlabel='parameters', ylabel='test accuracy, mean of the last five epochs, %')
+        parameters,accuracy = tested.loc[name].parameters[0],tested.loc[name].accuracy
+        plt.errorbar(parameters, accuracy.mean(), margin(accuracy), fmt='o', capsize=3,
+                     label=name.removeprefix('step3-'))
+    save_plot('parameters', xlabel='parameters', ylabel='test accuracy, mean of the last five epochs, %')
 
 @torch.no_grad()
 def draw_p4(net, image):
     "One filter of the first layer in its four rotations, and the map that each makes of a normalized image."
-    layer,middle = net[1][0],net[0](image[None])
+    middle,layer = net[0](image[None]),net[1][0]
     filters = [layer.weight[0].rot90(turns, (1, 2)) for turns in range(4)]
-    maps = layer(middle)[0, :4]
-    above = ['image', 'filter', 'rotated by 90°', 'rotated by 180°', 'rotated by 270°']
-    below = ['its middle', *['map']*4]
-    show_images([image, *filters, middle[0], *maps], 2, titles=above + below, figsize=(9, 4))
-    save('p4')
+    titles = ['image', 'filter', 'rotated by 90°', 'rotated by 180°', 'rotated by 270°']
+    titles += ['its middle', *['map']*4]
+    show_images([image, *filters, middle[0], *layer(middle)[0, :4]], 2, titles=titles, figsize=(9, 4))
+    save_picture('p4')
 
 def draw_hardest(test):
     "The 30 images of `test` that the seeds of step 3 most often get wrong."
     found = mistakes('step3')
-    worst,titles = found.image.value_counts().index[:30],[]
+    worst = found.image.value_counts().index[:30]
+    titles = []
     for i in worst:
         taken_for = found.taken_for[found.image == i].value_counts()
-        said = ', '.join(f'{digit} ({n})' for digit,n in taken_for.items())
-        titles.append(f'label {test.y[i]}\n{said}')
-    what = 'The test images that step 3 most often gets wrong: what they are taken for (by how many seeds)'
-    show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4), suptitle=what)
-    save('hardest')
+        said = [f'{digit} ({n})' for digit,n in taken_for.items()]
+        titles.append(f'label {test.y[i]}\n{", ".join(said)}')
+    title = 'The test images that step 3 most often gets wrong: what they are taken for (by how many seeds)'
+    show_images(255 - test.x[worst, 0], 3, titles=titles, figsize=(13, 5.4), suptitle=title)
+    save_picture('hardest')
 
 def draw_warps(x):
     "The first eight of the images `x`, and beside each four random warps of it, as step 3 trains on them."
     set_seed(0)
     x = TensorImageBW(x[:8].float()/255)
     warp = RandomWarp(**step3.warp)
-    columns = [x, *(warp(x, split_idx=0) for _ in range(4)), 0*x]  # the last one: a gap
-    images = 1 - torch.stack(columns, 1).flatten(0, 1).as_subclass(torch.Tensor)
-    large = F.interpolate(images, scale_factor=2)
-    save_image(large, here/'pictures'/'warps.png', nrow=12, padding=4, pad_value=1)
+    columns = [x, *(warp(x, split_idx=0) for _ in range(4))]
+    images = 1 - torch.stack(columns, 1).flatten(0, 1)
+    show_images(images, 4, titles=['image', *['warped']*4]*8, figsize=(9, 4))
+    save_picture('warps')
 
 def draw_handwriting(learn):
     "Three pictures of digits, what the net sees, and what it says."
     photos = [PILImage.create(here/'pictures'/f'{digit}.jpg') for digit in (7, 2, 4)]
-    titles = [None]*3
-    for photo in photos:
-        digit,i,p = learn.predict(photo)
-        titles.append(f'"{digit}", probability {p[i]:.3f}')
-    show_images([*photos, *map(mnist_form, photos)], 2, titles=titles, figsize=(6, 4.4),
-                suptitle='Above: drawn by a program, as if photographed; below: what the net sees')
-    save('handwriting')
+    seen = learn.dls.test_dl(photos)
+    probabilities,_ = learn.get_preds(dl=seen)
+    titles = [None]*3 + [f'"{p.argmax()}", probability {p.max():.3f}' for p in probabilities]
+    title = 'Above: drawn by a program, as if photographed; below: what the net sees'
+    show_images([*photos, *seen.dataset.x], 2, titles=titles, figsize=(6, 4.4), suptitle=title)
+    save_picture('handwriting')
 
 
 if __name__ == '__main__':
-    plt.switch_backend('agg')
     plt.rc('figure', figsize=(8, 4.5), titlesize=11)
     plt.rc('axes', titlesize=9)
     plt.rc('image', cmap='gray')
-    for step,before in zip(steps, [None, *steps]): draw_step(step, before)
+    draw_step('step1')
+    draw_step('step2', before='step1')
+    draw_step('step3', before='step2')
     draw_parameters()
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
     draw_warps(learn.dls.train_ds.x)
     draw_p4(learn.model, learn.dls.valid.one_batch()[0][0])
-    with learn.no_bar(), learn.no_logging(): draw_handwriting(learn)
+    with learn.no_bar(): draw_handwriting(learn)

@@ -35,32 +35,32 @@ held_out = measured.drop(0, level='fold')  # evaluated on a fold of the training
 pairs = {what: (step.__name__, name, step.__name__) for name,(step,_,what) in experiments.items() if what}
 pairs |= {
     'all of step 2, against step 1': ('step2', 'step2', 'step1'),
+    'the net without dropout, against step 1': ('step2', 'step2-without-dropout', 'step1'),
     'all of step 3, against step 2': ('step3', 'step3', 'step2'),
-    'schedule, weight decay and EMA, against step 2 without dropout':
+    'schedule, weight decay and average, against step 2 without dropout':
         ('step3', 'without-augmentation', 'step2-without-dropout')}
 changes = [what for what,(_,name,_) in pairs.items() if name in tested.index]
 
 
-def half(values):
-    "Half the width of the 95% t-interval of the mean."
-    return np.ptp(stats.ttest_1samp(values, 0).confidence_interval())/2
+def margin(values):
+    "How far the mean may be off: half the width of its 95% interval (Student's t)."
+    return stats.sem(values)*stats.t.ppf(.975, len(values)-1)
 
 def difference(what):
     "By how many percentage points the accuracy differs: one value for each seed that both sides have."
     _,name,base = pairs[what]
     return (tested.loc[name].accuracy - tested.loc[base].accuracy).dropna()
 
-# A change is clear where p is at most 5% after Holm's correction for all of them.
-p = {what: stats.ttest_1samp(difference(what), 0).pvalue for what in changes}
-p = pd.Series(p).sort_values()
-corrected = (p*np.arange(len(p), 0, -1)).cummax()
+# A change is clear where its p-value is at most 5% after Holm's correction for all of them.
+p_values = pd.Series({what: stats.ttest_1samp(difference(what), 0).pvalue for what in changes}).sort_values()
+corrected = (p_values*np.arange(len(changes), 0, -1)).cummax()
 clear = {what: 'yes' if corrected[what] <= .05 else 'no' for what in changes}
 
 
-def words(what, places=2):
+def difference_text(what, places=2):
     "The mean difference with its 95% interval."
     d = difference(what)
-    return f'{d.mean():+z.{places}f} ± {half(d):.{places}f}'  # z: no minus before a zero
+    return f'{d.mean():+z.{places}f} ± {margin(d):.{places}f}'  # z: no minus before a zero
 
 def met(name, target=None):
     "How many seeds reach the target of their step (or `target`) in each of the last three epochs."
@@ -75,19 +75,11 @@ def since(name):
 
 def row(what):
     "A change as a step's text shows it."
-    return f'{words(what)}  {met(pairs[what][1]):>8}  {clear[what]:<3}  {what}'
-
-def result(step):
-    "The recorded result as a step's text shows it."
-    found = tested.loc[step]
-    mean = f'mean {found.accuracy.mean():.2f}% ± {half(found.accuracy):.2f} (95% interval)'
-    return f'seeds 0 to {len(found)-1}, last 5 of 15 epochs: {mean}, lowest {found.lowest.min():.2f}%'
+    return f'{difference_text(what)}  {met(pairs[what][1]):>8}  {clear[what]:<3}  {what}'
 
 def mistakes(name):
     "All wrong answers of the seeds of `name`: the image, and the digit that it was taken for."
-    answers = ' '.join(tested.loc[name].wrong)
-    pairs = re.findall(r'(\d+):(\d)', answers)
-    return pd.DataFrame(pairs, columns=['image', 'taken_for']).astype(int)
+    return tested.loc[name].wrong.str.extractall(r'(?P<image>\d+):(?P<taken_for>\d)').astype(int)
 
 def confused(name, labels):
     "How often which digit was taken for which other, the most frequent first."
@@ -97,13 +89,12 @@ def confused(name, labels):
 
 
 def markdown(head, rows):
-    lines = []
-    for cells in [head, ['---']*len(head), *rows]: lines.append(f'| {" | ".join(cells)} |')
-    return '\n'.join(lines)
+    "A table; its cells are separated by `|`."
+    line = '|'.join([' --- ']*(head.count('|') + 1))
+    return '\n'.join(f'|{row}|' for row in [f' {head} ', line, *rows])
 
 def steps_table():
-    names = {f'[`{step}.py`]({step}.py)': step for step in steps}
-    names |= {
+    names = {f'[`{step}.py`]({step}.py)': step for step in steps} | {
         '`step3.py --epochs 8`': 'step3-8epochs',
         '`step3.py --epochs 4` (its last epoch)': 'step3-4epochs',
         '`step3.py --model Model_4`': 'step3-Model_4',
@@ -111,48 +102,52 @@ def steps_table():
     rows = []
     for what,name in names.items():
         found = tested.loc[name]
-        accuracy = f'**{found.accuracy.mean():.2f}** ± {half(found.accuracy):.2f}'
-        rows.append([what, f'{found.parameters[0]:,}', f'{found.epochs[0]:.0f}', accuracy, f'{found.lowest.min():.2f}',
-                     since(name), met(name)])
-    head = ['', 'parameters', 'epochs', 'test accuracy, %', 'lowest', 'every seed ≥ 99.40% from epoch', 'target met']
+        mean,lowest = found.accuracy.mean(),found.lowest.min()
+        rows.append(f' {what} | {found.parameters[0]:,} | {found.epochs[0]:.0f} | **{mean:.2f}** ± '
+                    f'{margin(found.accuracy):.2f} | {lowest:.2f} | {since(name)} | {met(name)} ')
+    head = ' | parameters | epochs | test accuracy, % | lowest | ≥ 99.40% from epoch | target met'
     return markdown(head, rows)
 
 def changes_table():
     rows = []
     for what in sorted(changes, key=lambda what: (pairs[what][0], difference(what).mean())):
         step,name,_ = pairs[what]
-        rows.append([what, step[-1], words(what, 3), clear[what], met(name), f'{tested.loc[name].sd.mean():.2f}',
-                     since(name)])
-    head = ['change', 'step', 'percentage points', 'clear', 'target met', 'standard deviation',
-            'every seed ≥ 99.40% from epoch']
+        sd = tested.loc[name].sd.mean()
+        rows.append(f' {what} | {step[-1]} | {difference_text(what, 3)} | {clear[what]} | {met(name)} | {sd:.2f} | '
+                    f'{since(name)} ')
+    head = 'change | step | percentage points | clear | target met | standard deviation | ≥ 99.40% from epoch'
     return markdown(head, rows)
 
 def folds_table():
     "Only folds and seeds that both sides have count. The runs of a fold are averaged first."
     rows = []
     for what,(step,name,base) in pairs.items():
-        if name == step or name not in held_out.index: continue
-        both = held_out.loc[name].merge(held_out.loc[base], on=['fold', 'seed'], suffixes=('', '_base'))
+        ours,its = held_out.query('experiment == @name'),held_out.query('experiment == @base')
+        both = ours.merge(its, on=['fold', 'seed'], suffixes=('', '_base'))
+        if name == step or both.empty: continue
         fold = both.groupby('fold').mean(numeric_only=True)
         ratio = fold.loss/fold.loss_base
         points = (fold.accuracy - fold.accuracy_base).mean()
-        rows.append([what, step[-1], f'{(ratio < 1).sum()} of {len(ratio)}', f'{ratio.mean() - 1:+.1%}',
-                     f'{points:+z.3f}', str(len(both))])
-    head = ['change', 'step', 'folds of lower loss', 'mean loss', 'accuracy, percentage points', 'runs']
-    return markdown(head, rows)
+        rows.append(f' {what} | {step[-1]} | {(ratio < 1).sum()} of {len(ratio)} | {ratio.mean() - 1:+.1%} | '
+                    f'{points:+z.3f} | {len(both)} ')
+    return markdown('change | step | folds of lower loss | mean loss | accuracy, percentage points | runs', rows)
 
 def seeds_on_folds():
     "A sentence on step 3's accuracy on the folds."
-    seeds = held_out.loc['step3'].groupby('seed')[['accuracy', 'loss']].mean()
+    seeds = held_out.loc['step3'].groupby('seed').mean(numeric_only=True)
     first,fresh = seeds[:2].mean(),seeds[2:].mean()
     return f'Step 3 on the folds: {first.accuracy:.2f}% with seeds 0 and 1 (loss {first.loss:.4f}), ' \
            f'{fresh.accuracy:.2f}% with seeds 2 to {len(seeds) - 1} (loss {fresh.loss:.4f}).'
 
 def speed_table():
+    "Each ratio is the median of the rounds: with step 2 in the same round where step 2 is timed, else with step 3."
     times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
-    ratio = times.div(times['step3.py'], axis=0).median()
-    rows = [[what, f'{times[what].median():.1f}', f'{ratio[what]:.2f}×'] for what in times]
-    return markdown(['an epoch of step 3, with testing', 'seconds', 'against step 3'], rows)
+    rows = []
+    for what in times:
+        base = 'step2.py' if what.startswith('step2') else 'step3.py'
+        ratio = (times[what]/times[base]).median()
+        rows.append(f' {what} | {times[what].median():.1f} | {ratio:.2f}× {base} ')
+    return markdown('an epoch, with testing | seconds | compared', rows)
 
 tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds, speed=speed_table)
 
@@ -164,5 +159,5 @@ def fill(text):
 
 if __name__ == '__main__':
     for page in (here.parent/'README.md', here/'README.md'):
-        text = page.read_text(encoding='utf-8')
-        page.write_text(fill(text), encoding='utf-8')
+        filled = fill(page.read_text(encoding='utf-8'))
+        page.write_text(filled, encoding='utf-8')

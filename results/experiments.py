@@ -8,6 +8,7 @@ here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
 import step1, step2, step3
+from fastai.callback.tracker import TerminateOnNaNCallback
 from torch import nn
 
 from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
@@ -47,21 +48,13 @@ def large_kernel():
     net[9] = nn.Identity()
     return net
 
-def pools(move):
-    "Model_2 with each max-pooling one layer earlier (`move` -1; the last map is 4×4 then) or later (1)."
+def pools(layers_later, place=1):
+    "Model_2 with each max-pooling moved by `layers_later`, to `place` in that layer (1: after the convolution)."
     net = Model_2()
     for i in (2, 4):
         pool = net[i].pop(1)
-        net[i+move].insert(1, pool)
-    if move == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)
-    return net
-
-def pools_late():
-    "Model_2 with each max-pooling after batch norm and SiLU, as in Model_1."
-    net = Model_2()
-    for i in (2, 4):
-        pool = net[i].pop(1)
-        net[i].insert(3, pool)  # after SiLU
+        net[i+layers_later].insert(place, pool)
+    if layers_later == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)  # the last map is 4×4 then
     return net
 
 def uncropped(model=Model_3):
@@ -81,13 +74,13 @@ def plain_filters(p=.05):
         *head(16, 5))
 
 
-def constant(epochs=step3.epochs, lr=3e-3, cbs=None, **kwargs):
+def constant(epochs=step3.epochs, lr=3e-3, **kwargs):
     "Step 3's `train` at a constant learning rate (and beta1), as in steps 1 and 2."
     learn = step3.learner(**kwargs)
-    learn.fit(epochs, lr, cbs=cbs)
+    learn.fit(epochs, lr, cbs=TerminateOnNaNCallback())
     return learn
 
-step3_constant = SimpleNamespace(__name__='step3', target=step3.target, learner=step3.learner, train=constant)
+step3_constant = SimpleNamespace(**{**vars(step3), 'train': constant})
 still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
 def change(step, what='', **arguments):
@@ -115,19 +108,19 @@ experiments = {
     'step2-large-kernel': change(step2, 'the large kernel of step 1', model=large_kernel),
     'step2-pool-earlier': change(step2, 'pooling one layer earlier', model=partial(pools, -1)),
     'step2-pool-later': change(step2, 'pooling one layer later', model=partial(pools, 1)),
-    'step2-pool-after-SiLU': change(step2, 'pooling after batch norm and SiLU', model=pools_late),
+    'step2-pool-after-SiLU': change(step2, 'pooling after batch norm and SiLU', model=partial(pools, 0, 3)),
     'step2-without-crop': change(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
     'step2-without-dropout': change(step2, 'without dropout', model=Model_3),
     'step2-ReLU': change(step2, 'ReLU instead of SiLU', model=relu),
 
     'constant-0.003': change(step3_constant, 'a constant learning rate of 0.003'),
     'constant-0.006': change(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
-    'constant-0.006-without-EMA':
-        change(step3_constant, 'a constant learning rate of 0.006, without EMA', lr=6e-3, ema=0),
+    'constant-0.006-without-average':
+        change(step3_constant, 'a constant learning rate of 0.006, without the average', lr=6e-3, average=0),
     'without-augmentation': change(step3, 'without augmentation', warp=still),
     'elastic-only': change(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
     'without-elastic': change(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
-    'without-EMA': change(step3, 'without EMA', ema=0),
+    'without-average': change(step3, 'without the average of the weights', average=0),
     'with-dropout': change(step3, 'with the dropout of step 2', model=Model_2),
     'without-crop': change(step3, 'without the crop to 24×24', model=uncropped),
     'wd-0.01': change(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
@@ -138,15 +131,16 @@ experiments = {
 def digest(net):
     "Eight characters for the build of `net`: its layers, and the names and shapes of its weights."
     weights = {name: tuple(weight.shape) for name,weight in net.state_dict().items()}
-    return hashlib.md5(f'{layers(net)} {weights}'.encode()).hexdigest()[:8]
+    return hashlib.md5(f'{layers(net)} {weights}'.encode(), usedforsecurity=False).hexdigest()[:8]
 
-def recipe(name):
+def recipe(name, data='mnist'):
     """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a
-    digest of the net. Up to commit 4afa26d `ema` was 0.998, a cap that no run reached; it is 9 here: same bits."""
+    digest of the net. Up to commit 4afa26d `average` was 0.998, a cap that no run reached; it is 9 here: same bits."""
     step,change,_ = experiments[name]
     arguments = inspect.signature(step.learner).parameters | inspect.signature(step.train).parameters
     found = {argument: its.default for argument,its in arguments.items()} | change
     for other in ('seed', 'pretrained', 'cbs', 'kwargs'): found.pop(other, None)
     net = found['model']()
     found['model'] = f'{type(net).__name__} {digest(net)}'
+    if data == 'digits': found['data'] = data  # a folder holds MNIST, or is refused
     return json.dumps(found)

@@ -14,13 +14,11 @@ def suggestions(step, seed):
     learn = step.learner(seed=seed, data='mnist')
     with learn.no_bar():
         found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
-    rates = {name: f'{rate:.2e}' for name,rate in found._asdict().items()}
-    return dict(step=step.__name__, seed=seed, **rates, threads=torch.get_num_threads(), processor=processor())
+    return dict(step=step.__name__, seed=seed, **found._asdict(), threads=torch.get_num_threads(),
+                processor=processor())
 
 
 if __name__ == '__main__':
     torch.set_num_threads(1)
-    rows = []
-    for step in (step1, step2, step3):
-        for seed in range(5): rows.append(suggestions(step, seed))
-    pd.DataFrame(rows).to_csv(here/'lr_find.csv', index=False)
+    rows = [suggestions(step, seed) for step in (step1, step2, step3) for seed in range(5)]
+    pd.DataFrame(rows).to_csv(here/'lr_find.csv', index=False, float_format='%.2e')

@@ -24,67 +24,76 @@ from models import count
 
 def processor():
     "The model of the processor, as Linux names it: bits are the same on the same model only."
-    try: info = Path('/proc/cpuinfo').read_text().split('\n\n')[0]
-    except OSError: info = ''
+    cpuinfo = Path('/proc/cpuinfo')
+    info = cpuinfo.read_text() if cpuinfo.exists() else ''
     names = re.findall(r'^(?:cpu family|model|model name|stepping)\s*: (.*)', info, re.M)
-    return ' '.join(names) or platform.processor()
+    return ' '.join(names[:4]) or platform.processor()
+
+def git(*words): return subprocess.check_output(['git', *words], cwd=here, stderr=subprocess.DEVNULL, text=True).strip()
 
 def commit():
-    "The commit of this code; `unknown` without git."
-    status,name = subprocess.getstatusoutput(f'git -C "{here}" describe --always --dirty')
-    return 'unknown' if status else name
+    "The commit of this code, `-dirty` if the code was changed since; `unknown` where git does not know this file."
+    try:
+        git('ls-files', '--error-unmatch', 'record.py')
+        name,changed = git('describe', '--always'),git('diff', '--name-only', 'HEAD', ':/*.py')
+    except (OSError, subprocess.CalledProcessError): return 'unknown'
+    return f'{name}-dirty' if changed else name
 
+version = commit()  # of what this process trains by: a file may change later, and workers may have other code
 
-def train_alone(name, fold, seed, data):
-    torch.set_num_threads(1)
-    step,arguments,_ = experiments[name]
-    start = time.perf_counter()
-    learn = step.train(seed=seed, data=data, fold=fold or None, **arguments)
-    seconds = round(time.perf_counter() - start)
-    epochs = pd.concat({(name, fold, seed): report.history(learn)}, names=key).reset_index()
-    with learn.no_bar(), learn.no_logging():
-        clean = learn.validate(dl=clean_train(learn.dls))[1]
-        logits,labels = learn.get_preds()
-    guess = logits.argmax(1)
-    wrong = (guess != labels).nonzero().flatten().tolist()
-    run = dict(
-        experiment=name, fold=fold, seed=seed, parameters=count(learn.model),
-        seconds=seconds, threads=torch.get_num_threads(),
-        device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
-        cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(),
-        system=platform.platform(terse=True), python=platform.python_version(),
-        torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
-        clean_accuracy=round(clean, 6), recipe=recipe(name), wrong=' '.join(f'{i}:{guess[i]}' for i in wrong))
-    return run, epochs
 
 one_at_a_time = threading.Lock()  # threads share torch's random numbers, so two runs at once would disturb each other
 
 def train(name, fold, seed, data='mnist'):
     "Train a run; its row of runs.csv, and its rows of epochs.csv."
-    with one_at_a_time, contextlib.redirect_stdout(io.StringIO()): return train_alone(name, fold, seed, data)
+    with one_at_a_time, contextlib.redirect_stdout(io.StringIO()):
+        torch.set_num_threads(1)
+        step,arguments,_ = experiments[name]
+        start = time.perf_counter()
+        learn = step.train(seed=seed, data=data, fold=fold or None, **arguments)
+        seconds = round(time.perf_counter() - start)
+        history = report.history(learn)
+        if len(history) < learn.n_epoch: raise FloatingPointError(
+            f'the loss is not a finite number after epoch {len(history)}')
+        epochs = pd.concat({(name, fold, seed): history}, names=key).reset_index()
+        with learn.no_bar(), learn.no_logging():
+            clean = learn.validate(dl=clean_train(learn.dls))[1]
+            _,labels,guess = learn.get_preds(with_decoded=True)
+        wrong = (guess != labels).nonzero().flatten().tolist()
+        run = dict(
+            experiment=name, fold=fold, seed=seed, parameters=count(learn.model),
+            seconds=seconds, threads=torch.get_num_threads(),
+            device=torch.cuda.get_device_name() if learn.dls.device.type == 'cuda' else 'cpu',
+            cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(),
+            system=platform.platform(terse=True), python=platform.python_version(),
+            torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
+            clean_accuracy=round(clean, 6), recipe=recipe(name, data), commit=version,
+            wrong=' '.join(f'{i}:{guess[i]}' for i in wrong))
+        return run, epochs
 
 
-def table(path):
+def read_table(path):
     "A table as it is written, all of it text; empty where there is none."
     if not path.exists(): return pd.DataFrame(columns=key, dtype=str)
     return pd.read_csv(path, dtype=str, keep_default_na=False)
 
+def refuse_others(recipes, to):
+    "Under one name there is one recipe: `recipes`, name -> recipe, is to agree with the table in folder `to`."
+    for run in read_table(to/'runs.csv').itertuples():
+        if recipes.get(run.experiment, run.recipe) != run.recipe: raise CliError(
+            f'{to/"runs.csv"} has {run.experiment} by another recipe or on other data: delete these rows, '
+            'or give another folder by --to.')
+
 def append(to, run, epochs):
     "Add a run to the tables in folder `to`. Only what is in runs.csv, written last, counts: a recording may be killed."
     with FileLock(to/'.lock'):  # one recording at a time
-        runs = table(to/'runs.csv')
-        same = runs[key] == [str(run[name]) for name in key]
-        if same.all(axis=1).any(): return
-        whole = table(to/'epochs.csv').merge(runs[key])
-        for name,old,new in ('epochs', whole, epochs), ('runs', runs, pd.DataFrame([run])):
-            report.write(partial(pd.concat([old, new.astype(str)]).to_csv, index=False), to/f'{name}.csv')
+        refuse_others({run['experiment']: run['recipe']}, to)
+        new,runs = pd.DataFrame([run]).astype(str),read_table(to/'runs.csv')
+        if len(runs.merge(new, on=key)): return  # another recording was faster
+        whole = read_table(to/'epochs.csv').merge(runs[key])
+        for name,rows in ('epochs', [whole, epochs.astype(str)]), ('runs', [runs, new]):
+            report.write(partial(pd.concat(rows).to_csv, index=False), to/f'{name}.csv')
 
-
-def left(start, n, of):
-    "What is shown after `n` runs `of` all."
-    seconds = (time.perf_counter() - start)/n*(of - n)
-    hours,minutes = divmod(round(seconds/60), 60)
-    return f'{n} of {of} runs, about {hours} h {minutes} min left'
 
 def main(
     *names:str,         # Experiments, as the table in results/record.py names them
@@ -98,23 +107,31 @@ def main(
     from dask.distributed import Client, as_completed
     for name in names:
         if name not in experiments: raise CliError(f'{name!r} is none of {", ".join(experiments)}.')
-    if data in ('auto', 'digits') and to.resolve() == here:
+    if data == 'auto': raise CliError('--data auto: say which, mnist or digits.')
+    if data == 'digits' and to.resolve() == here:
         raise CliError('only MNIST is recorded here: give another folder by --to')
     try: tempfile.TemporaryFile(dir=to).close()
     except OSError as e: raise CliError(f'--to {to}: {e.strerror}. Nothing was trained.') from None
+    recipes = {name: recipe(name, data) for name in names}
+    refuse_others(recipes, to)
 
-    done = set(table(to/'runs.csv')[key].itertuples(index=False, name=None))
-    wanted = product(range(seeds), names, range(1, 7) if folds else [0])
+    done = read_table(to/'runs.csv').set_index(key).index
+    wanted = product(range(seeds), recipes, range(1, 7) if folds else [0])
     todo = [(name, fold, seed) for seed,name,fold in wanted if (name, str(fold), str(seed)) not in done]
     print(f'{len(todo)} runs to record', flush=True)
-    version,start = commit(),time.perf_counter()
+    failed = []
     with Client(scheduler) if scheduler else Client(threads_per_worker=1, dashboard_address=None) as client:
-        futures = [client.submit(train, *run, data, pure=False) for run in todo]
-        for n,future in enumerate(as_completed(futures), 1):
-            run,epochs = future.result()
-            append(to, {**run, 'commit': version}, epochs)
-            last = epochs.iloc[-1]
-            print(*last[key], f'{last.valid_accuracy:.2%};', left(start, n, len(todo)), flush=True)
+        runs = {client.submit(train, *run, data, pure=False): run for run in todo}
+        for n,future in enumerate(as_completed(runs), 1):
+            try:
+                run,epochs = future.result()
+                append(to, run, epochs)
+                said = f'{epochs.valid_accuracy.iloc[-1]:.2%}'
+            except Exception as e:
+                said = f'not recorded: {" ".join(str(e).split()) or repr(e)}'
+                failed.append(f'{runs[future]} {said}')
+            print(*runs[future], f'{said}; {n} of {len(todo)} runs', flush=True)
+    if failed: raise CliError('\n'.join(failed))
 
 
 if __name__ == '__main__':

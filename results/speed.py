@@ -1,75 +1,67 @@
-"""Times an epoch of step 3 against a bare PyTorch loop and other ways, in turn, on a machine at rest.
+"""Times an epoch of steps 2 and 3, and of other ways to train their nets, in turn, on a machine at rest.
 
     python results/speed.py   # a row of results/speed.csv for each of three rounds, in seconds; MNIST is in $MNIST_ROOT
 """
-import contextlib, io, os, subprocess, sys, tempfile, time
-from copy import deepcopy
+import contextlib, io, os, subprocess, sys, tempfile
 from functools import partial
+from timeit import timeit
 
-from experiments import here, plain_filters, step3, uncropped
+from experiments import Model_2, here, plain_filters, pools, step2, step3, uncropped
 import data, pandas as pd, torch
-from fastai.vision.all import TensorImageBW
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
 
-@torch.no_grad()
-def average(means, net, n):
-    "Step 3's EMA of the weights: put the weights of `net` after batch `n` into the net `means`."
-    for mean,now in zip(means.state_dict().values(), net.state_dict().values()):
-        if n == 1 or not now.is_floating_point(): mean.copy_(now)
-        else: mean.lerp_(now, step3.ema/(n + step3.ema))
+def average(net):
+    "Step 3's average of the weights of `net`, by torch."
+    def mean(before, now, n): return before + (now - before)*step3.average/(n + 1 + step3.average)
+    return AveragedModel(net, avg_fn=mean, use_buffers=True)
 
 def measure(net, x, y):
     out = net(x)
     return torch.stack([F.cross_entropy(out, y), (out.argmax(1) == y).float().mean()])
 
-def loop(net, opt, train, test, ema=None):
+def loop(net, opt, train, test, mean=None):
     "An epoch of the plain loop: training, then the test images, with loss and accuracy of both."
     total = 0
-    for n,(x,y) in enumerate(train, 1):
+    for x,y in train:
         found = measure(net.train(), x, y)
         found[0].backward()
         opt.step()
         opt.zero_grad()
-        if ema: average(ema, net, n)
+        if mean: mean.update_parameters(net)
         total += found.detach()
-    net = (ema or net).eval()
+    net = (mean or net).eval()
     with torch.no_grad():
         for x,y in test: total += measure(net, x, y)
-    return total.tolist()
 
-def bare(learn):
-    "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), EMA and metrics."
-    net = step3.Model_3()
-    warp,ema = data.RandomWarp(**step3.warp),deepcopy(net)
+def bare(dls):
+    "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), average and metrics."
+    net,warp = step3.Model_3(),data.RandomWarp(**step3.warp)
     opt = torch.optim.AdamW(net.parameters(), step3.lr, (.9, .99), 1e-5, step3.wd)
     def batches(ds, order):
         for i in order:
-            x = warp(TensorImageBW(ds.x[i].float().div_(255)), split_idx=ds.split_idx)
-            yield x.as_subclass(torch.Tensor).sub_(data.mean).div_(data.std), ds.y[i]
+            x,y = ds[i]
+            x = warp(x, split_idx=ds.split_idx).as_subclass(torch.Tensor)
+            yield x.sub_(data.mean).div_(data.std), y.as_subclass(torch.Tensor)
     def epoch():
-        train,test = learn.dls.train_ds,learn.dls.valid_ds
+        train,test = dls.train_ds,dls.valid_ds
         shuffled = torch.randperm(len(train)).split(step3.bs)
         in_order = torch.arange(len(test)).split(data.test_bs)
-        loop(net, opt, batches(train, shuffled), batches(test, in_order), ema)
+        loop(net, opt, batches(train, shuffled), batches(test, in_order), average(net))
     return epoch
 
 def usual():
-    "As public solutions do it: image by image, a `DataLoader`, batches of 128, no elastic distortion, no EMA."
+    "As public solutions do it: image by image, a `DataLoader`, batches of 128, no elastic distortion, no average."
     affine = transforms.RandomAffine(8, translate=(.043, .043), scale=(.94, 1.06), shear=11)
-    normalize = transforms.Normalize((data.mean,), (data.std,))
     def loader(train, *tfms):
-        tfms = transforms.Compose([*tfms, transforms.ToTensor(), normalize])
+        tfms = transforms.Compose([*tfms, transforms.ToTensor(), transforms.Normalize((data.mean,), (data.std,))])
         return DataLoader(datasets.MNIST(os.environ['MNIST_ROOT'], train, tfms), 128, shuffle=train)
     net = step3.Model_3()
     opt = torch.optim.Adam(net.parameters(), step3.lr)
     return partial(loop, net, opt, loader(True, affine), loader(False))
-
-def fit(learn, threads=torch.get_num_threads()):
-    torch.set_num_threads(threads)
-    learn.fit_one_cycle(1, step3.lr)
 
 def command():
     "The whole command from its start, with its pictures, in an empty folder."
@@ -77,25 +69,30 @@ def command():
     with tempfile.TemporaryDirectory() as folder:
         subprocess.run(line, cwd=folder, check=True, stdout=subprocess.DEVNULL)
 
+def epoch(step=step3, **kwargs):
+    "Step 2 has no schedule, but that takes no time."
+    return partial(step.learner(data='mnist', **kwargs).fit_one_cycle, 1, step.lr)
+
 def ways():
     "name -> function that trains and tests for an epoch."
-    def learner(**kwargs): return step3.learner(data='mnist', **kwargs)
     return {
-        'step3.py': partial(fit, learner()),
-        'the same in a bare PyTorch loop': bare(learner()),
-        'on one thread': partial(fit, learner(), 1),
-        'with ordinary convolutions, fewer channels': partial(fit, learner(model=partial(plain_filters, 0.))),
-        'without the crop to 24×24': partial(fit, learner(model=uncropped)),
+        'step3.py': epoch(),
+        'the same in a bare PyTorch loop': bare(data.mnist_dls('mnist')),
+        'on one thread': epoch(),
+        'with ordinary convolutions, fewer channels': epoch(model=partial(plain_filters, 0.)),
+        'without the crop to 24×24': epoch(model=uncropped),
         'the same net in the usual way': usual(),
+        'step2.py': epoch(step2),
+        'step2.py on all 28×28 pixels': epoch(step2, model=partial(uncropped, Model_2)),
+        'step2.py with pooling after batch norm and SiLU': epoch(step2, model=partial(pools, 0, 3)),
         'all of `step3.py --epochs 4`': command}
 
 
 if __name__ == '__main__':
-    found,rows = ways(),[]
-    for _ in range(4):
-        rows.append({})
-        for name,epoch in found.items():
-            start = time.perf_counter()
-            with contextlib.redirect_stdout(io.StringIO()): epoch()
-            rows[-1][name] = round(time.perf_counter() - start, 2)
-    pd.DataFrame(rows[1:]).to_csv(here/'speed.csv', index=False)  # the first round warms up
+    timed,threads = ways(),torch.get_num_threads()
+    def seconds(name):
+        torch.set_num_threads(1 if name == 'on one thread' else threads)
+        return round(timeit(timed[name], number=1), 2)
+    with contextlib.redirect_stdout(io.StringIO()):
+        rounds = [{name: seconds(name) for name in timed} for _ in range(4)]
+    pd.DataFrame(rounds[1:]).to_csv(here/'speed.csv', index=False)  # the first round warms up

@@ -1,5 +1,5 @@
 "Every command and every line of code in README.md, from its own text, on the small digits."
-import os, re, runpy, shlex, shutil, subprocess, sys, venv
+import os, re, runpy, shlex, shutil, sys
 from pathlib import Path
 
 import nbclient, nbformat
@@ -12,18 +12,20 @@ from conftest import close, project
 text = (project/'README.md').read_text(encoding='utf-8')
 
 def blocks(language): return re.findall(rf'```{language}\n(.*?)```', text, re.S)
-def lines_to_type(block):
-    lines = re.findall(r'^>>> (.*?)(?:  #.*)?$', block, re.M)
-    return [line.replace('train(fold', 'train(epochs=1, fold') for line in lines]
+def typed(block): return re.findall(r'^(>>>|\.\.\.) ?(.*)', block.replace('train(fold', 'train(epochs=1, fold'), re.M)
 
-sessions = [block for block in blocks('python') if block.startswith('>>> ')]
-in_prose = re.findall(r'`((?:diff|OMP_NUM_THREADS=1) [^`]+)`', text)
-in_table = re.findall(r'`step3\.py (--[^`]+)`', text)
-commands = ''.join(blocks('bash')).splitlines() + in_prose
-commands = [line for line in commands if 'gradio' not in line]  # see test_gradio.py
-assert len(sessions) == 3
-assert len(commands) == 8
-assert len(in_table) == 4
+sessions = [typed(block) for block in blocks('python') if block.startswith('>>> ')]
+lines = [*''.join(blocks('bash')).splitlines(), *re.findall(r'`((?:diff|OMP_NUM_THREADS=1) [^`]+)`', text)]
+options = re.findall(r'`step3\.py (--[^`]+)`', text)
+kinds = dict(start=r'requirements.txt .*step3\.py$', test='-m pytest$', whole='^OMP_NUM_THREADS=1', load='load_learner',
+             differ='^diff', browser='gradio')  # the last in test_gradio.py
+def each(kind): return pytest.mark.parametrize('line', [line for line in lines if re.search(kinds[kind], line)])
+
+def test_nothing_in_the_readme_is_left_out():
+    assert len(sessions) == 3
+    assert len(options) == 4
+    for line in lines: assert re.search('|'.join(kinds.values()), line)
+    for kind in kinds.values(): assert re.search(kind, '\n'.join(lines), re.M)
 
 @pytest.fixture(autouse=True)
 def clone(tmp_path, monkeypatch, environment):
@@ -34,70 +36,88 @@ def clone(tmp_path, monkeypatch, environment):
     for path in project.glob('*.*'):
         if path.is_file(): shutil.copy(path, '.')
 
-@pytest.mark.parametrize('block', sessions, ids=['explore', 'read', 'compare'])
-def test_lines_in_a_terminal(terminal, block):
-    screen = terminal('-i', '-W', 'ignore', PYTHON_BASIC_REPL='1', TERM='dumb')
-    screen.expect('>>> ')
-    for line in lines_to_type(block):
+def test_lines_in_a_repl(terminal, environment):
+    environment.update(PYTHON_BASIC_REPL='1', TERM='dumb')
+    screen = terminal(sys.executable, '-i', '-W', 'ignore')
+    before = ''
+    for prompt,line in [*sum(sessions, []), ('>>>', '')]:
+        prompts = [r'[\r\n]>>> ', r'\n\.\.\. ']
+        assert screen.expect(prompts) == ['>>>', '...'].index(prompt), f'After {before!r} Python waits for more.'
+        shown = screen.before.rstrip()
+        assert 'Error' not in shown, shown
+        if 'jpg' in before and 'predict' in before: assert shown.endswith("'7'")
+        if 'validate' in before: assert shown.endswith(', 1.0]')
         screen.sendline(line)
-        screen.expect('>>> ')
-        assert 'Traceback' not in screen.before, screen.before
-        if 'jpg' in line and 'predict' in line: assert screen.before.splitlines()[-1] == "'7'"
-        if 'validate' in line: assert screen.before.rstrip().endswith(', 1.0]')
+        before = line
 
 def test_lines_in_a_notebook(tmp_path, environment, monkeypatch):
     "There fastai shows its bars, tables and pictures."
     for name,value in environment.items(): monkeypatch.setenv(name, value)
     monkeypatch.delenv('MPLBACKEND')
     monkeypatch.setenv('PYTHONWARNINGS', 'ignore')
-    lines = [*lines_to_type(sessions[0]), "import step1; print('status', step1.main(epochs=2, data='digits'))"]
-    book = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(line) for line in lines])
+    cells = ['\n'.join(line for _,line in sessions[0]), "import step1; step1.main(epochs=2, data='digits')"]
+    book = nbformat.v4.new_notebook(cells=[*map(nbformat.v4.new_code_cell, cells)])
     nbclient.NotebookClient(book, timeout=120, resources=dict(metadata=dict(path=tmp_path))).execute()
-    *shown,run = [str(cell.outputs) for cell in book.cells]
-    assert '<table' in ''.join(shown)
-    assert 'image/png' in ''.join(shown)
-    assert '<td>2</td>' in run and 'status 0' in run
+    shown,run = [str(cell.outputs) for cell in book.cells]
+    for words in ('<table', 'image/png'): assert words in shown
+    for words in ('<td>2</td>', 'verdict'): assert words in run
 
 @pytest.fixture
-def tools():
-    "A .venv that has all that this Python has, so that pip downloads nothing; and commands for a shell."
-    venv.create('.venv', symlinks=True)
-    packages, = Path('.venv').rglob('site-packages')
-    (packages/'all.pth').write_text('\n'.join(path for path in sys.path if path.endswith('site-packages')))
-    python = f'exec {shlex.quote(sys.executable)} "$@"'
-    uv = '[ "$1 $2 $3" = "run --no-project --with-requirements" ] && [ -f "$4" ] && shift 4 && exec "$@"'
-    folder = Path('tools').resolve()
-    folder.mkdir()
-    commands = {folder/'python': python, folder/'python3': python, folder/'uv': uv,
-                Path('.venv/bin/pip'): '.venv/bin/python -m pip "$@"'}
-    for path,line in commands.items():
-        path.write_text(f'#!/bin/sh\n{line}\n')
+def shell(terminal, environment):
+    "Type a line into a shell. What uv, venv and pip would install is all in this Python: pip only looks."
+    environment['PATH'] = f'tools:{environment["PATH"]}'
+    python = f'exec {shlex.quote(sys.executable)}'
+    scripts = {
+        'tools/uv': '[ "$1 $2 $3" = "run --no-project --with-requirements" ] && [ -f "$4" ] && shift 4 && exec "$@"',
+        'tools/python3': '[ "$*" = "-m venv .venv" ]',
+        'tools/python': f'{python} "$@"',
+        '.venv/bin/python': f'{python} "$@"',
+        '.venv/bin/pip': f'{python} -m pip "$@" --dry-run'}
+    for name,script in scripts.items():
+        path = Path(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(f'#!/bin/sh\n{script}\n')
         path.chmod(0o755)
-    return folder
+    return lambda line: terminal('/bin/sh', '-c', line)
 
-@pytest.mark.skipif(os.name != 'posix', reason='needs a POSIX shell')
-@pytest.mark.parametrize('command', commands)
-def test_commands(command, tools, environment):
-    "Of the tests, one is run; of 15 epochs, one."
-    if 'load_learner' in command:
-        shutil.copy('results/pictures/7.jpg', '.')
-        step3.learner(pretrained=True, data='digits').export()
-    line = command.replace('FOLDER', '.')
-    if line.endswith('pytest'): line += ' tests/test_models.py -k fewer'
-    if line.endswith('step3.py') and 'diff' not in line: line += ' --epochs 1'
-    environment['PATH'] = f'{tools}:{environment["PATH"]}'
-    done = subprocess.run(line, shell=True, env=environment, text=True, capture_output=True, timeout=300)
-    assert done.returncode == line.startswith('diff'), done.stderr  # files differ: 1
-    if 'step3.py' in line and 'diff' not in line: assert 'NOT MNIST' in done.stdout and os.path.exists('runs/step3')
-    if 'load_learner' in line: assert done.stdout.split()[-1] == '7'
-    if 'pytest' in line: assert 'passed' in done.stdout
+@each('start')
+def test_a_start(line, shell):
+    "The rest is stopped, as a person stops it."
+    screen = shell(line)
+    screen.expect(r'NOT MNIST.*Epoch 1/15 :.*█.*\r1 +[0-9.]+ ')
+    screen.sendintr()
+    screen.expect(r'\nStopped after epoch \d+ of 15: nothing was saved\.\r\n$')
 
-@pytest.mark.parametrize('options', in_table)
-def test_options(options, monkeypatch, no_pictures, capsys):
-    if 'model' in options: options += ' --epochs 1'
-    monkeypatch.setattr(sys, 'argv', ['step3.py', '--data', 'digits', *options.split()])
-    with pytest.raises(SystemExit, match='0'): runpy.run_path(project/'step3.py', run_name='__main__')
-    assert 'not judged' in capsys.readouterr().out
+@each('whole')
+def test_a_whole_run(line, shell):
+    screen = shell(f'{line} --epochs 1')
+    assert re.search(r'Epoch 1/1 :.*█.*\r1 +[0-9.]+ .*verdict      not judged', screen.read(), re.S)
+    assert screen.wait() == 0
+
+@each('test')
+def test_tests(line, shell):
+    "Of the tests, a few. They leave nothing: a folder may be read-only."
+    assert '5 passed' in shell(f'{line} -n 0 tests/test_models.py -k fewer').read()
+    assert not os.path.exists('.pytest_cache')
+
+@each('load')
+def test_loading(line, shell):
+    shutil.copy('results/pictures/7.jpg', '.')
+    step3.learner(pretrained=True, data='digits').export()
+    assert shell(line.replace('FOLDER', '.')).read().split()[-1] == '7'
+
+@each('differ')
+def test_differing(line, shell):
+    screen = shell(line)
+    assert '"""Step' in screen.read()
+    assert screen.wait() == 1
+
+@pytest.mark.parametrize('option', options)
+def test_options(option, monkeypatch, no_pictures):
+    monkeypatch.setattr(sys, 'argv', ['step3.py', '--data', 'digits', '--epochs', '1', *option.split()])
+    with pytest.raises(SystemExit, match='0'): runpy.run_path('step3.py', run_name='__main__')
+    folder, = Path('runs').iterdir()
+    assert option.split()[1] in folder.name
 
 def test_onnx_block():
     code = next(block for block in blocks('python') if 'onnx' in block)

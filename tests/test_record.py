@@ -1,16 +1,15 @@
 "Recordings: a run is recorded as it was, and a recording loses nothing."
-import contextlib, os, re, signal, socket, subprocess, sys
+import hashlib, os, re, signal, socket, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
+from functools import partial
 
 import pandas as pd, psutil, pytest
+from dask.distributed import Client
 from fastcore.script import CliError
 
 import data, record
-from conftest import offline, project
-from experiments import key
-
-readme = (project/'results'/'README.md').read_text(encoding='utf-8')
+from conftest import project
+from experiments import change, experiments, key, recipe, step3, step3_constant
 
 def train(seed, fold=0): return record.train('step3-4epochs', fold, seed, 'digits')
 
@@ -18,71 +17,87 @@ def test_a_run_is_recorded_as_it_was():
     (run,rows),(_,held_out) = train(0),train(0, fold=1)
     assert rows.valid_loss.iloc[-1] != held_out.valid_loss.iloc[-1]
     assert run['clean_accuracy'] != rows.valid_accuracy.iloc[-1]
+    assert run['commit'] == record.version
     _,labels = data.load_digits()[1]
     for answer in run['wrong'].split():
         image,taken_for = map(int, answer.split(':'))
         assert labels[image] != taken_for
 
 def test_two_threads_do_not_disturb_each_other():
-    with ThreadPoolExecutor(2) as threads: together = [*threads.map(train, (0, 1))]
-    for seed in (0, 1): assert together[seed][1].equals(train(seed)[1])
+    with ThreadPoolExecutor(2) as threads: (_,rows),_ = threads.map(train, (0, 1))
+    assert rows.equals(train(0)[1])
 
-def test_what_cannot_be_recorded_is_not_trained(monkeypatch, tmp_path, capsys):
+def refused(why, *names, **options):
+    with pytest.raises(CliError, match=why): record.main(*names, **options)
+
+def test_what_cannot_be_recorded_is_not_trained(monkeypatch, tmp_path):
     monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())  # before anything is trained
-    here = Path(os.path.relpath(record.here))
-    for to,why in ((here, 'only MNIST'), (tmp_path/'none', 'No such'), (Path(__file__), 'Not a directory')):
-        with pytest.raises(CliError, match=why): record.main('step1', data='digits', to=to)
-    with pytest.raises(CliError, match="'step4' is none of step1"): record.main('step4')
-    with pytest.raises(SystemExit): record.main('step1', folds=True, seeds=2, to=tmp_path)
-    assert capsys.readouterr().out == '12 runs to record\n'
+    refused('only MNIST', 'step1', data='digits', to=record.here/'..'/'results')
+    refused('mnist or digits', 'step1', data='auto', to=tmp_path)
+    refused('No such', 'step1', to=tmp_path/'none')
+    refused("'step4' is none of step1", 'step4')
+
+def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
+    record.append(tmp_path, *train(0))
+    why = 'has step3-4epochs by another recipe .* delete these rows, or .* --to'
+    refused(why, 'step3-4epochs', to=tmp_path)  # on MNIST
+    monkeypatch.setitem(experiments, 'step3-4epochs', change(step3, epochs=3))
+    refused(why, 'step3-4epochs', data='digits', to=tmp_path)
+    with pytest.raises(CliError, match=why): record.append(tmp_path, *train(1))
+    assert recipe('step1', 'a folder of MNIST') == recipe('step1')
+
+def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
+    monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
+    monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20))
+    monkeypatch.setitem(experiments, 'breaks', change(step3, device='none'))
+    why = r"'diverges', 0, 0\) not recorded: the loss .* epoch 0\n.*'breaks', 0, 0\) not recorded: Expected one of cpu"
+    for _ in range(2):  # a repeat ends the same way
+        refused(why, 'diverges', 'breaks', 'step3-4epochs', seeds=1, data='digits', to=tmp_path)
+        assert [*record.read_table(tmp_path/'runs.csv').experiment] == ['step3-4epochs']
+
+def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
+    monkeypatch.setattr(record, 'here', tmp_path)
+    shell = partial(subprocess.run, shell=True, cwd=tmp_path, check=True)
+    shell('git init -q && git config user.name a && git config user.email a && touch record.py')
+    shell('git commit -qm "of a repository around the code" --allow-empty')
+    assert record.commit() == 'unknown'
+    shell('git add . && git commit -qm "of the code"')
+    assert re.fullmatch('[0-9a-f]{7,}', record.commit())
+    shell('echo changed > record.py')
+    assert record.commit().endswith('-dirty')
     monkeypatch.setenv('PATH', '')  # without git
     assert record.commit() == 'unknown'
 
+def test_a_recipe_needs_no_secure_md5(monkeypatch):
+    monkeypatch.setattr('hashlib.md5', lambda text, *, usedforsecurity: usedforsecurity or hashlib.sha1(text))
+    recipe('step1')
+
 def readme_commands(to):
     "The commands of results/README.md, for four epochs on the small digits."
-    with socket.socket() as free:
-        free.bind(('127.0.0.1', 0))
-        port = free.getsockname()[1]
+    with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
     digits = f'step3-4epochs --data digits --to {to}'
-    text = readme.replace('NAME', digits).replace('step3 --seeds 20', digits)
-    text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1').replace('FOLDER', f'{to}')
-    return re.findall(r'\n    (.*)', text)
-
-def end(process):
-    "Kill a command and all that it started."
-    with contextlib.suppress(ProcessLookupError): os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    text = (project/'results'/'README.md').read_text(encoding='utf-8')
+    text = text.replace('NAME', digits).replace('step3 --seeds 20', f'{digits} --seeds 4')
+    text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1')
+    return re.findall(r'\n    (.*)', text.replace('python ', f'{sys.executable} '))
 
 def test_the_commands_of_the_readme_survive_kills(tmp_path):
     "Of a recording, between its two files as well, and of one of a cluster's workers: every run is there once."
-    env = {**os.environ, **offline, 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
-    env.pop('PYTHONPATH', None)
-    started = []
-    def start(line):
-        started.append(subprocess.Popen(line, shell=True, cwd=project, env=env, start_new_session=True, text=True,
-                                        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL))
-        return started[-1]
     run,rows = train(0)  # what a killed recording left: a whole run, and half of another
-    record.append(tmp_path, {**run, 'commit': 'none'}, pd.concat([rows, rows.iloc[:1].assign(seed=1)]))
-    on_folds,scheduler,worker,recording = readme_commands(tmp_path)
+    record.append(tmp_path, run, pd.concat([rows, rows.iloc[:1].assign(seed=1)]))
+    start = partial(subprocess.Popen, shell=True, cwd=project, process_group=0, text=True, stdout=subprocess.PIPE)
+    started = [start(line) for line in readme_commands(tmp_path)]
+    on_folds,_,workers,recording = started
     try:
-        killed = start(on_folds)
-        assert killed.stdout.readline() == '12 runs to record\n'
-        assert '; 1 of 12 runs, about 0 h' in killed.stdout.readline()
-        end(killed)
-        start(scheduler)
-        workers,recording = start(worker),start(recording)
-        assert recording.stdout.readline() == '4 runs to record\n'
-        assert '; 1 of 4 runs, about 0 h' in recording.stdout.readline()
-        for process in psutil.Process(workers.pid).children(recursive=True):
-            if 'spawn_main' in f'{process.cmdline()}': one_of_them = process
-        one_of_them.kill()
-        assert recording.wait(100) == 0
+        assert on_folds.stdout.readline() == '12 runs to record\n'
+        os.killpg(on_folds.pid, signal.SIGKILL)
+        assert recording.stdout.readline() == '3 runs to record\n'
+        assert recording.stdout.readline().endswith('; 1 of 3 runs\n')
+        psutil.Process(workers.pid).children(recursive=True)[-1].kill()  # what it started last is a worker
+        assert recording.wait(300) == 0
     finally:
-        for process in started: end(process)
-    found = pd.read_csv(tmp_path/'runs.csv')
-    assert sorted(found.seed[found.fold == 0]) == [0, 1, 2, 3, 4]
-    size = pd.read_csv(tmp_path/'epochs.csv').groupby(key).size()
-    assert len(size) == len(found)
-    assert (size == 4).all()
+        for process in started:
+            if process.poll() is None: os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    assert sorted(pd.read_csv(tmp_path/'runs.csv').seed) == [0, 1, 2, 3]
+    assert [*pd.read_csv(tmp_path/'epochs.csv').groupby(key).size()] == [4]*4
