@@ -112,7 +112,7 @@ def test_full_disk(run):
 
 @pytest.mark.parametrize('error, end', [
     (KeyboardInterrupt(), 130),
-    (RuntimeError('no ink\nsecond line'), f'Not saved: {folder}/confusion.png: no ink; {folder}/top_losses.png: no ink')])
+    (ValueError('no ink\nsecond line'), f'Not saved: {folder}/confusion.png: no ink; {folder}/top_losses.png: no ink')])
 def test_what_fails_after_the_training_costs_no_more_than_itself(error, end, monkeypatch, capsys):
     monkeypatch.setattr(report, 'draw_png', draw_png)
     monkeypatch.setattr(report.ClassificationInterpretation, 'from_learner', Mock(side_effect=error))

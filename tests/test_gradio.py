@@ -15,7 +15,8 @@ def client(tmp_path, environment, monkeypatch):
     with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
     readme = (project/'README.md').read_text(encoding='utf-8')
     code, = re.findall(r'```python\n(import gradio\n.*?)```', readme, re.S)
-    environment.update(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_ANALYTICS_ENABLED='False')
+    environment.update(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_ANALYTICS_ENABLED='False',
+                       no_proxy='127.0.0.1')
     log = tmp_path/'log'
     with log.open('w') as output:
         line = [sys.executable, '-c', code]

@@ -48,7 +48,7 @@ def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
 
 def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
-    monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20))
+    monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20, epochs=2))
     monkeypatch.setitem(experiments, 'breaks', change(step3, device='none'))
     why = r"'diverges', 0, 0\) not recorded: the loss .* epoch 0\n.*'breaks', 0, 0\) not recorded: Expected one of cpu"
     for _ in range(2):  # a repeat ends the same way

@@ -38,7 +38,7 @@ def suggestion(step, name): return f'{rates.loc[step, name]:.4f}'
 def ratio(way): return f"{(times[way]/times['step2.py']).median():.2f}"
 def target(step): return f'{100*step.target:.2f}'
 def errors(step): return f'{100*(1 - step.target):.2f}'
-def result(f): return f'{f.parameters} {f.train} {f.test} 15 {f.mean} {f.margin} {f.lowest} 0 {f.last_seed}'
+def result(f): return f'{f.parameters} {f.train} {f.test} 15 {f.mean} {f.margin} {f.lowest} 0 {f.last_seed} 95'
 def channels(net):
     found = [layer.out_channels for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
     return ' '.join(map(str, found[:6]))
@@ -56,7 +56,7 @@ expected = dict(
     step1=f"""1
         {target(step1)} {target(step3)} {errors(step3)} 2 3 {errors(step1)} {errors(step2)} {errors(step3)}
         {result(one)}
-        {one.gap} {one.sd}
+        {one.gap} {one.sd} 95
         {twice.parameters} 8,000 2 {large_kernel:,} {one.parameters} 2
         {step1.lr} {suggestion('step1', 'valley')} {suggestion('step1', 'slide')}""",
     step2=f"""2 4
@@ -64,7 +64,7 @@ expected = dict(
         {result(two)}
         {two.gap} {no_dropout.gap} 1
         {size('the net without dropout, against step 1')} 1 {size('without dropout')} {size('all of step 2, against step 1')}
-        4 {channels(models.Model_2())} {channels(models.Model_1())}
+        95 4 {channels(models.Model_2())} {channels(models.Model_1())}
         {channels(experiments.plain_filters())} {plain.parameters} {large.parameters}
         24 24 {ratio('step2.py on all 28×28 pixels')} {ratio('step2.py with pooling after batch norm and SiLU')}
         5 {suggestion('step2', 'valley')} {suggestion('step2', 'slide')}
@@ -72,7 +72,7 @@ expected = dict(
     step3=f"""3
         {target(step3)} 2 {both(met('step2', step3.target))} {two.sd}
         {result(three)}
-        2 {three.gap} {three.sd}
+        2 {three.gap} {three.sd} 95
         {size(neither)} 3 {size('without the average of the weights')}
         2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')} {size('all of step 3, against step 2')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))}
@@ -84,7 +84,7 @@ def check(text, expected): assert numbers(text) == expected.split()
 def test_every_number_of_a_step_is_the_recorded_one(step):
     text = steps[step].__doc__
     rows = re.findall(r'\n {8}([+-].*)', text)
-    shown = [row.split('  ')[-1] for row in rows]
+    shown = [re.split('  +', row)[-1] for row in rows]
     assert rows == [evidence.row(what) for what in shown]
     assert {pairs[what][0] for what in shown} == {step}
     check(re.sub(r'\n {8}[+-].*', '', text), expected[step])
