@@ -12,8 +12,8 @@ Analysis
     Good enough, but there is a gap of 0.54 percentage points: train minus test accuracy after the last epoch, measured
     without augmentation and dropout. So the net overfits. And the accuracy fluctuates: over a seed's last five epochs
     its standard deviation is 0.09 percentage points.
-    Each row changes one thing. Change in test accuracy in percentage points with its 95% interval over ten seeds; seeds
-    that meet the target; is the change clear, that is, still significant after a correction for all rows of all steps?
+    Each row changes one thing: test accuracy in percentage points, 95% interval over ten seeds; seeds that meet the
+    target; clear? *Clear* means: still significant after a correction for all rows of all steps.
         -0.17 ± 0.09  10 of 10  yes  without batch norm
         -0.45 ± 0.08   7 of 10  yes  half the channels
         +0.13 ± 0.04  10 of 10  yes  twice the channels
