@@ -143,6 +143,7 @@ def test_an_encoding_without_all_characters(monkeypatch):
 def test_pictures_leave_matplotlib_as_it_was_and_do_not_follow_the_readers_style(monkeypatch):
     monkeypatch.setattr(report, 'draw_png', draw_png)
     with plt.rc_context({'backend': 'svg', 'text.usetex': True, 'text.latex.preamble': r'\no'}):  # or there is no LaTeX
+        plt.close('all')  # of other tests
         plt.figure()
         assert main(epochs=1) == 0
         assert plt.get_backend() == 'svg'
