@@ -63,7 +63,8 @@ expected = dict(
         {target(step2)} 1 {errors(step2)} {errors(step1)} 1 {both(met('step1', step2.target))} {one.mean} 1
         {result(two)}
         {two.gap} {no_dropout.gap} 1
-        {size('the net without dropout, against step 1')} 1 {size('without dropout')} {size('all of step 2, against step 1')}
+        {size('the net without dropout, against step 1')} 1 {size('without dropout')}
+        {size('all of step 2, against step 1')}
         95 4 {channels(models.Model_2())} {channels(models.Model_1())}
         {channels(experiments.plain_filters())} {plain.parameters} {large.parameters}
         24 24 {ratio('step2.py on all 28×28 pixels')} {ratio('step2.py with pooling after batch norm and SiLU')}
@@ -74,7 +75,8 @@ expected = dict(
         {result(three)}
         2 {three.gap} {three.sd} 95
         {size(neither)} 3 {size('without the average of the weights')}
-        2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')} {size('all of step 3, against step 2')}
+        2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')}
+        {size('all of step 3, against step 2')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))}
         9 4 5 3 4 9 {step3.lr} {suggestion('step3', 'valley')} {suggestion('step3', 'minimum')}""")
 
