@@ -96,7 +96,7 @@ def append(to, run, epochs):
 
 
 def main(
-    *names:str,         # Experiments, as the table in results/record.py names them
+    *names:str,         # Experiments, as the table in results/experiments.py names them
     seeds:int=5,        # Record seeds 0 to SEEDS-1
     folds:bool=False,   # Six runs a seed, each evaluated on one held-out fold of the training images
     data:str='mnist',   # mnist, digits or a folder that holds MNIST/raw

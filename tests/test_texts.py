@@ -6,7 +6,7 @@ from fastai.vision.all import Callback, CancelFitException
 
 import data, evidence, experiments, models, record, report, step1, step2, step3
 from conftest import project
-from evidence import difference_text, epochs, held_out, measured, met, pairs, runs, since, tested
+from evidence import difference_text, epochs, measured, met, pairs, runs, since, tested
 from experiments import key, recipe
 
 steps = dict(step1=step1, step2=step2, step3=step3)
