@@ -1,6 +1,6 @@
 """Times an epoch of steps 2 and 3, and of other ways to train their nets, in turn, on a machine at rest.
 
-    python results/speed.py   # a row of results/speed.csv for each of three rounds, in seconds; MNIST is in $MNIST_ROOT
+    python results/speed.py   # a row of results/speed.csv for each of five rounds, in seconds; MNIST is in $MNIST_ROOT
 """
 import contextlib, io, os, subprocess, sys, tempfile
 from functools import partial
@@ -94,5 +94,5 @@ if __name__ == '__main__':
         torch.set_num_threads(1 if name == 'on one thread' else threads)
         return round(timeit(timed[name], number=1), 2)
     with contextlib.redirect_stdout(io.StringIO()):
-        rounds = [{name: seconds(name) for name in timed} for _ in range(4)]
+        rounds = [{name: seconds(name) for name in timed} for _ in range(6)]
     pd.DataFrame(rounds[1:]).to_csv(here/'speed.csv', index=False)  # the first round warms up
