@@ -120,7 +120,7 @@ def main(
     todo = [(name, fold, seed) for seed,name,fold in wanted if (name, str(fold), str(seed)) not in done]
     print(f'{len(todo)} runs to record', flush=True)
     failed = []
-    with Client(scheduler) if scheduler else Client(threads_per_worker=1, dashboard_address=None) as client:
+    with Client(scheduler) if scheduler else Client(threads_per_worker=1, dashboard_address=':0') as client:
         runs = {client.submit(train, *run, data, pure=False): run for run in todo}
         for n,future in enumerate(as_completed(runs), 1):
             try:

@@ -46,7 +46,6 @@ def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
     with pytest.raises(CliError, match=why): record.append(tmp_path, *train(1))
     assert recipe('step1', 'a folder of MNIST') == recipe('step1')
 
-@pytest.mark.filterwarnings('ignore:Port 8787 is already in use')  # by another test's cluster
 def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
     monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20, epochs=2))
