@@ -1,5 +1,5 @@
 "Recordings: a run is recorded as it was, and a recording loses nothing."
-import hashlib, os, re, signal, socket, subprocess, sys
+import hashlib, os, re, runpy, shlex, signal, socket, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
@@ -9,9 +9,12 @@ from fastcore.script import CliError
 
 import data, record
 from conftest import project
-from experiments import change, experiments, key, recipe, step3, step3_constant
+from experiments import change, experiments, key, recipe, step1, step3_constant
 
-def train(seed, fold=0): return record.train('step3-4epochs', fold, seed, 'digits')
+@pytest.fixture(autouse=True)
+def short(monkeypatch): monkeypatch.setitem(experiments, 'short', change(step1, epochs=2))
+
+def train(seed, fold=0, name='short'): return record.train(name, fold, seed, 'digits')
 
 def test_a_run_is_recorded_as_it_was():
     (run,rows),(_,held_out) = train(0),train(0, fold=1)
@@ -39,21 +42,21 @@ def test_what_cannot_be_recorded_is_not_trained(monkeypatch, tmp_path):
 
 def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
     record.append(tmp_path, *train(0))
-    why = 'has step3-4epochs by another recipe .* delete these rows, or .* --to'
-    refused(why, 'step3-4epochs', to=tmp_path)  # on MNIST
-    monkeypatch.setitem(experiments, 'step3-4epochs', change(step3, epochs=3))
-    refused(why, 'step3-4epochs', data='digits', to=tmp_path)
+    why = 'has short by another recipe .* delete these rows, or .* --to'
+    refused(why, 'short', to=tmp_path)  # on MNIST
+    monkeypatch.setitem(experiments, 'short', change(step1, epochs=1))
+    refused(why, 'short', data='digits', to=tmp_path)
     with pytest.raises(CliError, match=why): record.append(tmp_path, *train(1))
     assert recipe('step1', 'a folder of MNIST') == recipe('step1')
 
 def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
     monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20, epochs=2))
-    monkeypatch.setitem(experiments, 'breaks', change(step3, device='none'))
+    monkeypatch.setitem(experiments, 'breaks', change(step1, device='none'))
     why = r"'diverges', 0, 0\) not recorded: the loss .* epoch 0\n.*'breaks', 0, 0\) not recorded: Expected one of cpu"
     for _ in range(2):  # a repeat ends the same way
-        refused(why, 'diverges', 'breaks', 'step3-4epochs', seeds=1, data='digits', to=tmp_path)
-        assert [*record.read_table(tmp_path/'runs.csv').experiment] == ['step3-4epochs']
+        refused(why, 'diverges', 'breaks', 'short', seeds=1, data='digits', to=tmp_path)
+        assert [*record.read_table(tmp_path/'runs.csv').experiment] == ['short']
 
 def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
     monkeypatch.setattr(record, 'here', tmp_path)
@@ -81,16 +84,22 @@ def readme_commands(to):
     text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1')
     return re.findall(r'\n    (.*)', text.replace('python ', f'{sys.executable} '))
 
-def test_the_commands_of_the_readme_survive_kills(tmp_path):
-    "Of a recording, between its two files as well, and of one of a cluster's workers: every run is there once."
-    run,rows = train(0)  # what a killed recording left: a whole run, and half of another
+def test_the_command_on_folds(monkeypatch, tmp_path, capsys):
+    "What it would train."
+    line = readme_commands(tmp_path)[0]
+    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())
+    monkeypatch.setattr('sys.argv', shlex.split(line)[1:])
+    with pytest.raises(SystemExit): runpy.run_path(str(project/sys.argv[0]), run_name='__main__')
+    assert capsys.readouterr().out == '12 runs to record\n'
+
+def test_the_commands_for_a_cluster_survive_kills(tmp_path):
+    "Of a recording, between its two files as well, and of one of the workers: every run is there once."
+    run,rows = train(0, name='step3-4epochs')  # what a killed recording left: a whole run, and half of another
     record.append(tmp_path, run, pd.concat([rows, rows.iloc[:1].assign(seed=1)]))
     start = partial(subprocess.Popen, shell=True, cwd=project, process_group=0, text=True, stdout=subprocess.PIPE)
-    started = [start(line) for line in readme_commands(tmp_path)]
-    on_folds,_,workers,recording = started
+    started = [start(line) for line in readme_commands(tmp_path)[1:]]
+    _,workers,recording = started
     try:
-        assert on_folds.stdout.readline() == '12 runs to record\n'
-        os.killpg(on_folds.pid, signal.SIGKILL)
         assert recording.stdout.readline() == '3 runs to record\n'
         assert recording.stdout.readline().endswith('; 1 of 3 runs\n')
         psutil.Process(workers.pid).children(recursive=True)[-1].kill()  # what it started last is a worker

@@ -99,7 +99,7 @@ class Peek(Callback):
     def __init__(self, event): setattr(self, event, lambda: self.learn.get_preds(inner=True))
 
 def test_a_validation_inside_a_fit_leaves_the_training_as_it_is():
-    def train(cbs): return step3.train(epochs=3, data='digits', warp={}, cbs=cbs)  # a validation moves random draws
+    def train(cbs): return step3.train(epochs=2, data='digits', warp={}, cbs=cbs)  # a validation moves random draws
     plain = train(None)
     for inner in (Peek('before_epoch'), Peek('after_train'), Peek('after_epoch'), FetchPredsCallback()):
         learn = train(inner)
