@@ -59,6 +59,7 @@ def draw_png(draw, file):
 
 def contents(learn, rows, target):
     "What is saved of a run: file name -> function that writes into a file. First what a failed picture must not cost."
+    @functools.cache
     def interpretation(): return ClassificationInterpretation.from_learner(learn)
     pictures = dict(
         samples=lambda: learn.dls.train.show_batch(max_n=36, figsize=(9, 9)),
@@ -99,11 +100,12 @@ def verdict(rows, target, on_mnist=True):
     words = 'target met' if met else 'TARGET MISSED'
     return int(not met), f'{words}: {target:.2%} or more in each of the last {n_late} epochs'
 
-def finish(learn, step, options, changed, log, seconds):
+def finish(learn, step, options, log, seconds):
     "Save a run, print its step's Target / Result / Analysis and what was measured; return the exit status."
     rows = history(learn)
     last = rows.valid_accuracy[-5:]
     on_mnist = len(learn.dls.train_ds) >= 50_000  # or a fold of it
+    changed = changes(step, options)
     folder = '-'.join([step_name(step), *changed, *([] if on_mnist else ['not-MNIST'])])
     with learn.no_bar(), learn.no_logging():
         save(contents(learn, rows, step.target), Path('runs')/folder, log)
@@ -170,7 +172,7 @@ def run(step, model, epochs, lr, seed, data):
         learn = step.train(**options, data=data, cbs=log)
         if log.done < epochs: raise CliError(
             f'Stopped in epoch {log.done+1}: the loss is not a finite number. A lower learning rate may help.')
-        return finish(learn, step, options, changes(step, options), log, time.perf_counter() - start)
+        return finish(learn, step, options, log, time.perf_counter() - start)
     except KeyboardInterrupt as e:
         saved = 'only what is listed above was saved' if log.done == epochs else 'nothing was saved'
         log.say(f'\nStopped after epoch {log.done} of {epochs}: {saved}.')
