@@ -83,12 +83,14 @@ def check_size(x):
 class Net(nn.Sequential):
     "Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[:-1]`, is an `nn.Sequential`."
     def __getitem__(self, i):
-        return nn.Sequential(*list(self)[i]) if isinstance(i, slice) else super().__getitem__(i)
+        if isinstance(i, slice): return nn.Sequential(*list(self)[i])
+        return super().__getitem__(i)
 
     def forward(self, x):
         check_size(x)
         # The same numbers, but with the one channel last in memory; so all maps are channels-last: faster on a CPU.
-        return super().forward(x.reshape(-1, 28, 28, 1).permute(0, 3, 1, 2))
+        x = x.reshape(-1, 28, 28, 1).permute(0, 3, 1, 2)
+        return super().forward(x)
 
 
 class Model_1(Net):
@@ -152,9 +154,12 @@ def layers(net):
     The receptive field is the width in input pixels of what one output value depends on, padding counted in
     (Araujo et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks", eq. 2).
     """
-    rows,field,jump = [],1,1  # jump: distance in input pixels between neighbours in the current map
+    rows = []
+    field = 1
+    jump = 1  # distance in input pixels between neighbours in the current map
     x = torch.zeros(1, 1, 28, 28)
-    for _,layer in deepcopy(net).cpu().eval().named_modules(remove_duplicate=False):  # a layer used again, too
+    net = deepcopy(net).cpu().eval()
+    for _,layer in net.named_modules(remove_duplicate=False):  # a layer used again, too
         if list(layer.children()): continue  # a container
         kernel = np.max(getattr(layer, 'kernel_size', 1))
         if isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d)): kernel = x.shape[-1]  # these take all of the map
@@ -163,7 +168,8 @@ def layers(net):
         x = layer(x)
         name = type(layer).__name__
         if isinstance(layer, nn.Dropout): name += f' {layer.p}'
-        rows.append((name, tuple(x.shape[1:]), count(layer), int(field)))
+        shape = tuple(x.shape[1:])
+        rows.append((name, shape, count(layer), int(field)))
     return rows
 
 
@@ -171,6 +177,8 @@ def table(net):
     "`layers(net)` as text, with the total against the budget."
     lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
     for name,shape,n,field in layers(net):
-        lines.append(f"{name:<18}{'×'.join(map(str, shape)):>14}{n:>12,}{field:>17}")
-    total = f"{type(net).__name__ + ' in all':<32}{count(net):>12,}  (budget: fewer than {budget:,})"
+        output = '×'.join(map(str, shape))
+        lines.append(f'{name:<18}{output:>14}{n:>12,}{field:>17}')
+    label = f'{type(net).__name__} in all'
+    total = f'{label:<32}{count(net):>12,}  (budget: fewer than {budget:,})'
     return '\n'.join([*lines, total])

@@ -39,9 +39,10 @@ def draw_parameters():
     for run in public.itertuples():
         plt.annotate(run.letter, (run.parameters + 50, run.accuracy))
     for name in [*steps, 'step3-Model_4', 'step3-Model_5']:
-        parameters,accuracy = tested.loc[name].parameters[0],tested.loc[name].accuracy
-        plt.errorbar(parameters, accuracy.mean(), margin(accuracy), fmt='o', capsize=3,
-                     label=name.removeprefix('step3-'))
+        found = tested.loc[name]
+        label = name.removeprefix('step3-')
+        plt.errorbar(found.parameters[0], found.accuracy.mean(), margin(found.accuracy),
+                     fmt='o', capsize=3, label=label)
     save_plot('parameters', xlabel='parameters', ylabel='test accuracy, mean of the last five epochs, %')
 
 @torch.no_grad()
@@ -74,7 +75,8 @@ def draw_warps(x):
     warp = RandomWarp(**step3.warp)
     columns = [x, *(warp(x, split_idx=0) for _ in range(4))]
     images = 1 - torch.stack(columns, 1).flatten(0, 1)
-    show_images(images, 4, titles=['image', *['warped']*4]*8, figsize=(9, 4))
+    titles = ['image', *['warped']*4]
+    show_images(images, 4, titles=titles*8, figsize=(9, 4))
     save_picture('warps')
 
 def draw_handwriting(learn):
@@ -82,9 +84,9 @@ def draw_handwriting(learn):
     photos = [PILImage.create(here/'pictures'/f'{digit}.jpg') for digit in (7, 2, 4)]
     seen = learn.dls.test_dl(photos)
     probabilities,_ = learn.get_preds(dl=seen)
-    titles = [None]*3 + [f'"{p.argmax()}", probability {p.max():.3f}' for p in probabilities]
+    said = [f'"{p.argmax()}", probability {p.max():.3f}' for p in probabilities]
     title = 'Above: drawn by a program, as if photographed; below: what the net sees'
-    show_images([*photos, *seen.dataset.x], 2, titles=titles, figsize=(6, 4.4), suptitle=title)
+    show_images([*photos, *seen.dataset.x], 2, titles=[None]*3 + said, figsize=(6, 4.4), suptitle=title)
     save_picture('handwriting')
 
 
@@ -99,5 +101,6 @@ if __name__ == '__main__':
     learn = step3.learner(pretrained=True, data='mnist')
     draw_hardest(learn.dls.valid_ds)
     draw_warps(learn.dls.train_ds.x)
-    draw_p4(learn.model, learn.dls.valid.one_batch()[0][0])
+    images,_ = learn.dls.valid.one_batch()
+    draw_p4(learn.model, images[0])
     with learn.no_bar(): draw_handwriting(learn)

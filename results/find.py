@@ -14,8 +14,9 @@ def suggestions(step, seed):
     learn = step.learner(seed=seed, data='mnist')
     with learn.no_bar():
         found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
-    return dict(step=step.__name__, seed=seed, **found._asdict(), threads=torch.get_num_threads(),
-                processor=processor())
+    return dict(
+        step=step.__name__, seed=seed, **found._asdict(),
+        threads=torch.get_num_threads(), processor=processor())
 
 
 if __name__ == '__main__':

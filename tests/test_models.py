@@ -22,7 +22,8 @@ def test_fewer_than_8000_parameters(name):
 def test_logits_and_gradients_for_any_batch(name, n):
     net = create(name)
     y = net(torch.randn(n, 1, 28, 28))  # in training mode, as graders call it
-    F.cross_entropy(y, torch.arange(n)).backward()
+    loss = F.cross_entropy(y, torch.arange(n))
+    loss.backward()
     assert y.shape == (n, 10)
     for p in net.parameters(): assert p.grad.any()
 
@@ -43,7 +44,8 @@ def test_what_others_do_with_a_net(name):
     assert close(torch.fx.symbolic_trace(first)(x), first(x))
     assert len(parameters_to_vector(first.parameters())) == count(first)
     def call(*state): return functional_call(first, state, x)
-    both = vmap(call)(*stack_module_state([first, second]))
+    states = stack_module_state([first, second])
+    both = vmap(call)(*states)
     assert close(both, torch.stack([first(x), second(x)]))
 
 @pytest.mark.parametrize('fill', [dict(assign=True), {}], ids=str)
@@ -56,7 +58,9 @@ def test_a_net_that_was_made_without_memory(fill):
     assert torch.equal(loaded(x), net(x))
 
 def turned(x): return x.rot90(1, (2, 3))
-def turned_maps(x): return turned(x.unflatten(1, (-1, 4)).roll(1, 2).flatten(1, 2))
+def turned_maps(x):
+    next_rotation = x.unflatten(1, (-1, 4)).roll(1, 2)
+    return turned(next_rotation.flatten(1, 2))
 
 @pytest.mark.parametrize('pad', [0, 1])
 def test_p4_maps_rotate_with_the_image(pad):
@@ -78,7 +82,8 @@ def plain(layer):
 @every_net
 def test_receptive_fields_against_gradients(name):
     "Independently: the width of the input pixels that one value of a map has a gradient for, on a larger image."
-    leaves = [plain(layer) for layer in create(name).eval().modules() if not list(layer.children())]
+    net = create(name).eval()
+    leaves = [plain(layer) for layer in net.modules() if not list(layer.children())]
     for n,(kind,_,_,field) in enumerate(layers(nn.Sequential(*leaves)), 1):
         if kind == 'Flatten': break
         x = torch.ones(1, 1, 120, 120, requires_grad=True)
@@ -100,7 +105,8 @@ def test_table(name):
 
 def test_a_layer_that_is_used_twice_stands_in_the_table_twice():
     again = nn.Conv2d(1, 1, 3)
-    rows = layers(nn.Sequential(again, nn.Sequential(again)))
+    net = nn.Sequential(again, nn.Sequential(again))
+    rows = layers(net)
     assert [row[1] for row in rows] == [(1, 26, 26), (1, 24, 24)]
     assert [row[3] for row in rows] == [3, 5]
 

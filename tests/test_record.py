@@ -30,11 +30,15 @@ def test_two_threads_do_not_disturb_each_other():
     with ThreadPoolExecutor(2) as threads: (_,rows),_ = threads.map(train, (0, 1))
     assert rows.equals(train(0)[1])
 
+@pytest.fixture
+def untrained(monkeypatch):
+    "A recording exits before it trains."
+    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())
+
 def refused(why, *names, **options):
     with pytest.raises(CliError, match=why): record.main(*names, **options)
 
-def test_what_cannot_be_recorded_is_not_trained(monkeypatch, tmp_path):
-    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())  # before anything is trained
+def test_what_cannot_be_recorded_is_not_trained(untrained, tmp_path):
     refused('only MNIST', 'step1', data='digits', to=record.here/'..'/'results')
     refused('mnist or digits', 'step1', data='auto', to=tmp_path)
     refused('No such', 'step1', to=tmp_path/'none')
@@ -84,12 +88,12 @@ def readme_commands(to):
     text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1')
     return re.findall(r'\n    (.*)', text.replace('python ', f'{sys.executable} '))
 
-def test_the_command_on_folds(monkeypatch, tmp_path, capsys):
+def test_the_command_on_folds(untrained, monkeypatch, tmp_path, capsys):
     "What it would train."
-    line = readme_commands(tmp_path)[0]
-    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())
-    monkeypatch.setattr('sys.argv', shlex.split(line)[1:])
-    with pytest.raises(SystemExit): runpy.run_path(str(project/sys.argv[0]), run_name='__main__')
+    line,*_ = readme_commands(tmp_path)
+    argv = shlex.split(line)[1:]
+    monkeypatch.setattr('sys.argv', argv)
+    with pytest.raises(SystemExit): runpy.run_path(project/argv[0], run_name='__main__')
     assert capsys.readouterr().out == '12 runs to record\n'
 
 def test_the_commands_for_a_cluster_survive_kills(tmp_path):
