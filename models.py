@@ -22,29 +22,19 @@ class P4Conv2d(nn.Conv2d):
     these rotations and of all shifts.) It takes the 4·`ni` channels of another p4 convolution. The image has no
     rotations yet: the first layer, with `lift`, takes its `ni` channels. It gives 4·`nf` channels, filter by filter,
     with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant Convolutional
-    Networks", section 7). It computes, slowly:
-
-        w = weight.view(nf, ni, 4, 3, 3)  # with `lift`: 1 instead of 4
-        for r in range(4):  # a rotation also moves each rotation of the input on
-            rotated = w.roll(r, 2).rot90(r, (3, 4)).flatten(1, 2)
-            y[:, r::4] = F.conv2d(x, rotated, padding=padding)
+    Networks", section 7).
     """
     def __init__(self, ni, nf, padding=0, lift=False):
         turns = 1 if lift else 4
         super().__init__(ni*turns, nf, 3, padding=padding, bias=False)
-        self.out_channels = 4*nf
-        # Which weight stands where in a rotated filter. No buffer, always on the CPU: nets made on `meta` need it, too.
-        place = torch.arange(ni*turns*9, device='cpu').view(ni, turns, 3, 3)
-        rotated = [place.roll(r, 1).rot90(r, (2, 3)) for r in range(4)]
-        index = torch.stack(rotated).flatten(1, 2).permute(0, 2, 3, 1)  # rotations, 3, 3, channels in
-        # Flipped here and back below: so gradients add up in the order of the recorded runs, to the same bits.
-        self.index = index.flip(0).flatten()
+        self.turns,self.out_channels = turns,4*nf
 
     def forward(self, x):
-        w = self.weight.flatten(1)
-        w = w.index_select(1, self.index.to(w.device))
-        w = w.view(-1, 4, 3, 3, self.in_channels).flip(1)
-        w = w.flatten(0, 1).permute(0, 3, 1, 2)  # filters and rotations, channels in, 3, 3; channels last in memory
+        w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
+        # If the image is rotated by 90°, each of its maps is rotated, and the map of 0° becomes that of 90°. So a
+        # rotated filter finds each of its input maps one place further.
+        w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
+        w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)
 
 

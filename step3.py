@@ -35,6 +35,7 @@ from data import RandomWarp, mnist_dls
 from fastai.vision.all import *
 from fastcore.script import call_parse
 from models import Model_3, create
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 target = .994    # each of the last three epochs; the reason is in the text above
 epochs = 15      # the most that the rules allow
@@ -67,7 +68,7 @@ class WeightAverage(Callback):
         weights = self.weights()
         if self.n == 1: self.mean = [weight.clone() for weight in weights]
         decay = self.n/(self.n + self.part)
-        for mean,now in zip(self.mean, weights): mean.lerp_(now, 1 - decay)
+        get_ema_multi_avg_fn(decay)(self.mean, weights, None)
     def before_validate(self): self.exchange(True)
     def after_fit(self): self.mean = None
     def weights(self):
