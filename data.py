@@ -189,14 +189,14 @@ def mnist_dls(
     data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is none; a folder
     bs=256,      # Images per training batch
     tfms=None,   # Transforms of a batch, such as `RandomWarp`
-    fold=None,   # 1 to 6: evaluate on this sixth of the training images, train on the rest; None: on the test images
+    fold=0,      # 1 to 6: evaluate on this sixth of the training images, train on the rest; 0: on the test images
     device=None  # Where images and net live; else CUDA where there is one, else the CPU
 ):
     "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are warped."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
     train,test = to_device(read(data), device)
-    if fold is not None:
-        if fold not in range(1, 7): raise CliError(f'fold is a whole number from 1 to 6, not {fold!r}.')
+    if fold not in range(7): raise CliError(f'fold is a whole number from 0 to 6, not {fold!r}.')
+    if fold:
         x,y = [list(o.tensor_split(6)) for o in train]
         test = x.pop(fold-1),y.pop(fold-1)
         train = torch.cat(x),torch.cat(y)

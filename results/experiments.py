@@ -11,7 +11,7 @@ import step1, step2, step3
 from fastai.callback.tracker import TerminateOnNaNCallback
 from torch import nn
 
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
+from models import BlurPool, Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
 
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
@@ -57,6 +57,12 @@ def pools(layers_later, place=1):
     if layers_later == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)  # the last map is 4×4 then
     return net
 
+def blurred(*places):
+    "Model_3 with blurred pooling in the layers at `places`."
+    net = Model_3()
+    for i in places: net[i][1] = BlurPool()
+    return net
+
 def uncropped(model=Model_3):
     "`model` on all 28×28 pixels."
     net = model()
@@ -83,48 +89,50 @@ def constant(epochs=step3.epochs, lr=3e-3, **kwargs):
 step3_constant = SimpleNamespace(**{**vars(step3), 'train': constant})
 still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
-def change(step, what='', **arguments):
-    "An experiment: `step` with other `arguments` of its `train`, and what is changed, in words."
-    return step, arguments, what
+def experiment(step, what='', device='cpu', **arguments):
+    "A row of the table: `step`, `arguments` of its `train` that are not the step's own, what they change, in words."
+    return step, dict(device=device, **arguments), what
 
 experiments = {
-    'step1': change(step1),
-    'step2': change(step2),
-    'step3': change(step3),
-    'step3-8epochs': change(step3, epochs=8),
-    'step3-4epochs': change(step3, epochs=4),
-    'step3-GPU': change(step3, device='cuda'),
-    'step3-Model_4': change(step3, model=Model_4),
-    'step3-Model_5': change(step3, model=Model_5),
+    'step1': experiment(step1),
+    'step2': experiment(step2),
+    'step3': experiment(step3),
+    'step3-8epochs': experiment(step3, epochs=8),
+    'step3-4epochs': experiment(step3, epochs=4),
+    'step3-GPU': experiment(step3, device='cuda'),
+    'step3-Model_4': experiment(step3, model=Model_4),
+    'step3-Model_5': experiment(step3, model=Model_5),
 
-    'step1-without-batch-norm': change(step1, 'without batch norm', model=no_batch_norm),
-    'step1-half-channels': change(step1, 'half the channels', model=partial(Model_1, (4, 4, 4, 6, 4, 4))),
-    'step1-twice-channels': change(step1, 'twice the channels', model=partial(Model_1, (16, 16, 16, 24, 16, 16))),
-    'step1-lr-0.001': change(step1, 'a third of the learning rate', lr=1e-3),
-    'step1-lr-0.009': change(step1, 'three times the learning rate', lr=9e-3),
+    'step1-without-batch-norm': experiment(step1, 'without batch norm', model=no_batch_norm),
+    'step1-half-channels': experiment(step1, 'half the channels', model=partial(Model_1, (4, 4, 4, 6, 4, 4))),
+    'step1-twice-channels': experiment(step1, 'twice the channels', model=partial(Model_1, (16, 16, 16, 24, 16, 16))),
+    'step1-lr-0.001': experiment(step1, 'a third of the learning rate', lr=1e-3),
+    'step1-lr-0.009': experiment(step1, 'three times the learning rate', lr=9e-3),
 
-    'step2-plain-filters': change(step2, 'ordinary convolutions, fewer channels', model=plain_filters),
-    'step2-average-pooling': change(step2, 'plain global average pooling', model=average_pooling),
-    'step2-large-kernel': change(step2, 'the large kernel of step 1', model=large_kernel),
-    'step2-pool-earlier': change(step2, 'pooling one layer earlier', model=partial(pools, -1)),
-    'step2-pool-later': change(step2, 'pooling one layer later', model=partial(pools, 1)),
-    'step2-pool-after-SiLU': change(step2, 'pooling after batch norm and SiLU', model=partial(pools, 0, 3)),
-    'step2-without-crop': change(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
-    'step2-without-dropout': change(step2, 'without dropout', model=Model_3),
-    'step2-ReLU': change(step2, 'ReLU instead of SiLU', model=relu),
+    'step2-plain-filters': experiment(step2, 'ordinary convolutions, fewer channels', model=plain_filters),
+    'step2-average-pooling': experiment(step2, 'plain global average pooling', model=average_pooling),
+    'step2-large-kernel': experiment(step2, 'the large kernel of step 1', model=large_kernel),
+    'step2-pool-earlier': experiment(step2, 'pooling one layer earlier', model=partial(pools, -1)),
+    'step2-pool-later': experiment(step2, 'pooling one layer later', model=partial(pools, 1)),
+    'step2-pool-after-SiLU': experiment(step2, 'pooling after batch norm and SiLU', model=partial(pools, 0, 3)),
+    'step2-without-crop': experiment(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
+    'step2-without-dropout': experiment(step2, 'without dropout', model=Model_3),
+    'step2-ReLU': experiment(step2, 'ReLU instead of SiLU', model=relu),
 
-    'constant-0.003': change(step3_constant, 'a constant learning rate of 0.003'),
-    'constant-0.006': change(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
+    'constant-0.003': experiment(step3_constant, 'a constant learning rate of 0.003'),
+    'constant-0.006': experiment(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
     'constant-0.006-without-average':
-        change(step3_constant, 'a constant learning rate of 0.006, without the average', lr=6e-3, average=0),
-    'without-augmentation': change(step3, 'without augmentation', warp=still),
-    'elastic-only': change(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
-    'without-elastic': change(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
-    'without-average': change(step3, 'without the average of the weights', average=0),
-    'with-dropout': change(step3, 'with the dropout of step 2', model=Model_2),
-    'without-crop': change(step3, 'without the crop to 24×24', model=uncropped),
-    'wd-0.01': change(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
-    'bs-128': change(step3, 'batches of 128 instead of 256', bs=128),
+        experiment(step3_constant, 'a constant learning rate of 0.006, without the average', lr=6e-3, average=0),
+    'without-augmentation': experiment(step3, 'without augmentation', warp=still),
+    'elastic-only': experiment(step3, 'the elastic distortion only', warp={**still, 'elastic': step3.warp['elastic']}),
+    'without-elastic': experiment(step3, 'without the elastic distortion', warp={**step3.warp, 'elastic': 0}),
+    'without-average': experiment(step3, 'without the average of the weights', average=0),
+    'with-dropout': experiment(step3, 'with the dropout of step 2', model=Model_2),
+    'without-crop': experiment(step3, 'without the crop to 24×24', model=uncropped),
+    'wd-0.01': experiment(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
+    'blurred': experiment(step3, 'both poolings blurred', model=partial(blurred, 2, 4)),
+    'blurred-second': experiment(step3, 'the second pooling blurred', model=partial(blurred, 4)),
+    'bs-128': experiment(step3, 'batches of 128 instead of 256', bs=128),
 }
 
 
@@ -135,10 +143,10 @@ def digest(net):
 
 def recipe(name, data='mnist'):
     """All that makes experiment `name` what it is, as JSON: the arguments of its step's `learner` and `train`, and a
-    digest of the net. Up to commit 4afa26d `average` was 0.998, a cap that no run reached; it is 9 here: same bits."""
-    step,change,_ = experiments[name]
+    digest of the net."""
+    step,changed,_ = experiments[name]
     arguments = inspect.signature(step.learner).parameters | inspect.signature(step.train).parameters
-    found = {argument: its.default for argument,its in arguments.items()} | change
+    found = {argument: its.default for argument,its in arguments.items()} | changed
     for other in ('seed', 'pretrained', 'cbs', 'kwargs'): found.pop(other, None)
     net = found['model']()
     found['model'] = f'{type(net).__name__} {digest(net)}'

@@ -15,10 +15,11 @@ from pathlib import Path
 from experiments import experiments, here, key, recipe
 import report
 import fastai, pandas as pd, torch, torchvision
+from torch.nn import functional as F
 from fastcore.script import CliError, call_parse
 from filelock import FileLock
 
-from data import clean_train
+from data import DigitImages, clean_train
 from models import count
 
 
@@ -42,6 +43,16 @@ def commit():
 version = commit()  # of what this process trains by: a file may change later, and workers may have other code
 
 
+def shifted_accuracy(learn):
+    "The accuracy of nine answers averaged: to each image as it is, and shifted by one pixel in all eight directions."
+    images,labels = learn.dls.valid_ds.x,learn.dls.valid_ds.y
+    def answers(i, j):
+        shifted = F.pad(images, (i, -i, j, -j))
+        return learn.get_preds(dl=learn.dls.valid.new(DigitImages(shifted, labels)))[0]
+    total = sum(answers(i, j) for i,j in product((-1, 0, 1), repeat=2))
+    return (total.argmax(1) == labels.cpu()).float().mean().item()
+
+
 one_at_a_time = threading.Lock()  # threads share torch's random numbers, so two runs at once would disturb each other
 
 def train(name, fold, seed, data='mnist'):
@@ -50,7 +61,7 @@ def train(name, fold, seed, data='mnist'):
         torch.set_num_threads(1)
         step,arguments,_ = experiments[name]
         start = time.perf_counter()
-        learn = step.train(seed=seed, data=data, fold=fold or None, **arguments)
+        learn = step.train(seed=seed, data=data, fold=fold, **arguments)
         seconds = round(time.perf_counter() - start)
         history = report.history(learn)
         if len(history) < learn.n_epoch: raise FloatingPointError(
@@ -59,6 +70,7 @@ def train(name, fold, seed, data='mnist'):
         with learn.no_bar(), learn.no_logging():
             clean = learn.validate(dl=clean_train(learn.dls))[1]
             _,labels,guess = learn.get_preds(with_decoded=True)
+            shifted = shifted_accuracy(learn)
         wrong = (guess != labels).nonzero().flatten().tolist()
         run = dict(
             experiment=name, fold=fold, seed=seed, parameters=count(learn.model),
@@ -67,7 +79,7 @@ def train(name, fold, seed, data='mnist'):
             cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(),
             system=platform.platform(terse=True), python=platform.python_version(),
             torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
-            clean_accuracy=round(clean, 6), recipe=recipe(name, data), commit=version,
+            clean_accuracy=round(clean, 6), shifted_accuracy=round(shifted, 6), recipe=recipe(name, data), commit=version,
             wrong=' '.join(f'{i}:{guess[i]}' for i in wrong))
         return run, epochs
 

@@ -86,7 +86,7 @@ def test_folds_are_disjoint_and_leave_the_test_images_out(root):
         held = torch.arange(1200)//200 == i
         assert torch.equal(fold.valid_ds.x, whole.x[held])
         assert torch.equal(fold.train_ds.y, whole.y[~held])
-    for wrong in (0, 7): refused('1 to 6', root, fold=wrong)
+    for wrong in (-1, 7, None): refused('0 to 6', root, fold=wrong)
 
 def test_where_mnist_is_looked_for(root, monkeypatch, tmp_path):
     monkeypatch.setenv('HOME', str(tmp_path))

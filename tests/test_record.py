@@ -9,10 +9,10 @@ from fastcore.script import CliError
 
 import data, record
 from conftest import project
-from experiments import change, experiments, key, recipe, step1, step3_constant
+from experiments import experiment, experiments, key, recipe, step1, step3_constant
 
 @pytest.fixture(autouse=True)
-def short(monkeypatch): monkeypatch.setitem(experiments, 'short', change(step1, epochs=2))
+def short(monkeypatch): monkeypatch.setitem(experiments, 'short', experiment(step1, epochs=2))
 
 def train(seed, fold=0, name='short'): return record.train(name, fold, seed, 'digits')
 
@@ -48,15 +48,15 @@ def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
     record.append(tmp_path, *train(0))
     why = 'has short by another recipe .* delete these rows, or .* --to'
     refused(why, 'short', to=tmp_path)  # on MNIST
-    monkeypatch.setitem(experiments, 'short', change(step1, epochs=1))
+    monkeypatch.setitem(experiments, 'short', experiment(step1, epochs=1))
     refused(why, 'short', data='digits', to=tmp_path)
     with pytest.raises(CliError, match=why): record.append(tmp_path, *train(1))
     assert recipe('step1', 'a folder of MNIST') == recipe('step1')
 
 def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
     monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
-    monkeypatch.setitem(experiments, 'diverges', change(step3_constant, lr=1e20, epochs=2))
-    monkeypatch.setitem(experiments, 'breaks', change(step1, device='none'))
+    monkeypatch.setitem(experiments, 'diverges', experiment(step3_constant, lr=1e20, epochs=2))
+    monkeypatch.setitem(experiments, 'breaks', experiment(step1, device='none'))
     why = r"'diverges', 0, 0\) not recorded: the loss .* epoch 0\n.*'breaks', 0, 0\) not recorded: Expected one of cpu"
     for _ in range(2):  # a repeat ends the same way
         refused(why, 'diverges', 'breaks', 'short', seeds=1, data='digits', to=tmp_path)

@@ -175,7 +175,7 @@ class ThreeEpochs(Callback):
 def test_a_recorded_seed_trains_again_to_the_same_numbers(run):
     step,fold,seed = run
     torch.set_num_threads(1)
-    learn = steps[step].train(seed=seed, fold=fold or None, data='mnist', device='cpu', cbs=ThreeEpochs())
+    learn = steps[step].train(seed=seed, fold=fold, data='mnist', device='cpu', cbs=ThreeEpochs())
     now = report.history(learn)
     then = epochs.set_index([*key, 'epoch']).sort_index().loc[run][:3]
     here = dict(processor=record.processor(), torch=torch.__version__, torchvision=torchvision.__version__,
