@@ -1,4 +1,4 @@
-"The README's lines for Gradio, started as they stand and asked as a browser asks."
+"The lines for Gradio in USING.md, started as they stand and asked as a browser asks."
 import re, socket, subprocess, sys, time
 
 import pytest
@@ -10,11 +10,11 @@ gradio_client = pytest.importorskip('gradio_client', reason='no gradio: .ci/run 
 
 @pytest.fixture
 def client(tmp_path, environment, monkeypatch):
-    "A client of the README's lines, which run in a process of their own."
+    "A client of these lines, which run in a process of their own."
     monkeypatch.setenv('no_proxy', '127.0.0.1')
     with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
-    readme = (project/'README.md').read_text(encoding='utf-8')
-    code, = re.findall(r'```python\n(import gradio\n.*?)```', readme, re.S)
+    text = (project/'USING.md').read_text(encoding='utf-8')
+    code, = re.findall(r'```python\n(import gradio\n.*?)```', text, re.S)
     environment.update(GRADIO_SERVER_NAME='127.0.0.1', GRADIO_SERVER_PORT=str(port), GRADIO_ANALYTICS_ENABLED='False',
                        no_proxy='127.0.0.1')
     log = tmp_path/'log'

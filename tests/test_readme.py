@@ -1,4 +1,4 @@
-"Every command and every line of code in README.md, from its own text, on the small digits."
+"Every command and every line of code in README.md and USING.md, from their own text, on the small digits."
 import os, re, runpy, shlex, shutil, sys
 from pathlib import Path
 
@@ -9,7 +9,7 @@ import torch
 import step3
 from conftest import close, project
 
-text = (project/'README.md').read_text(encoding='utf-8')
+text = ''.join((project/name).read_text(encoding='utf-8') for name in ('USING.md', 'README.md'))
 
 def blocks(language): return re.findall(rf'```{language}\n(.*?)```', text, re.S)
 def typed(block): return re.findall(r'^(>>>|\.\.\.) ?(.*)', block.replace('train(fold', 'train(epochs=1, fold'), re.M)
