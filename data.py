@@ -5,7 +5,7 @@
     dls = mnist_dls(data='digits')    # the 1,797 small digits that scikit-learn bundles: not MNIST
     dls.show_batch()
 """
-import socket, warnings
+import contextlib, socket, warnings
 from http.client import HTTPException
 
 # A warning of fastai's own, at each import of it. The import also brings `torch`, `F`, `math`, `os` and the like.
@@ -14,11 +14,11 @@ warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated', FutureWarn
 from fastai.vision.all import *
 from fastcore.script import CliError
 from filelock import FileLock
-from torchvision.datasets import MNIST
+from sklearn.datasets import load_digits
+from torchvision.datasets.mnist import MNIST, read_sn3_pascalvincent_tensor
+from torchvision.datasets.utils import check_integrity
 
-from handwriting import stack_items
-
-# MD5 of the four raw IDX files: torchvision knows only those of the compressed ones.
+# MD5 of the four raw files: torchvision knows only those of the compressed ones.
 raw_md5 = {'train-images-idx3-ubyte': '6bbc9ace898e44ae57da46a324031adb',
            'train-labels-idx1-ubyte': 'a25bea736e30d166cdddb491f175f624',
            't10k-images-idx3-ubyte':  '2646ac647ad5339dbf082846283269ea',
@@ -29,7 +29,51 @@ timeout = 20  # seconds without an answer from the network
 test_bs = 250  # images per test batch: large enough for a GPU, small enough for a CPU's cache
 
 
-# ---- Images and batches ----------------------------------------------------------------------------------------------
+# ---- Files -----------------------------------------------------------------------------------------------------------
+
+def load_mnist(root):
+    "MNIST's (images, labels) for training and for test. Files that are missing are unpacked or downloaded."
+    raw = root/'MNIST'/'raw'
+    def is_whole(name): return check_integrity(raw/name, raw_md5[name])
+    if not all(map(is_whole, raw_md5)):
+        with contextlib.ExitStack() as stack:
+            # One run at a time: another one may be writing the files. A folder that is read-only may have no lock.
+            with contextlib.suppress(OSError): stack.enter_context(FileLock(raw/'.lock'))
+            for name in raw_md5:
+                if (raw/name).exists() and not is_whole(name): raise CliError(
+                    f"{raw/name} is not MNIST's: damaged, or of another data set. "
+                    "Move it away and run again to get MNIST's, or give another folder by --data.")
+            stack.callback(socket.setdefaulttimeout, socket.getdefaulttimeout())
+            socket.setdefaulttimeout(timeout)
+            MNIST(root, download=True)
+    x,y,test_x,test_y = [read_sn3_pascalvincent_tensor(raw/name) for name in raw_md5]
+    return (x[:,None], y.long()), (test_x[:,None], test_y.long())
+
+def small_digits():
+    "scikit-learn's 1,797 digits, 8×8, in MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
+    x,y = map(tensor, load_digits(return_X_y=True))
+    x = x.view(-1, 1, 8, 8)*255/16
+    x = F.pad(F.interpolate(x, size=20, mode='bilinear'), [4]*4).round().byte()
+    return list(zip(x.split([1437, 360]), y.split([1437, 360])))
+
+def load(data):
+    "Training and test (images, labels) of what `data` asks for; warns when that is not MNIST."
+    if data == 'digits': return small_digits()
+    folder = data
+    if data in ('auto', 'mnist'): folder = os.environ.get('MNIST_ROOT') or '~/.fastai/data'  # fastai's own place
+    root = Path(os.path.expanduser(folder))
+    if folder is data and not os.path.isdir(root/'MNIST'/'raw'):
+        raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
+    try: return load_mnist(root)
+    except (RuntimeError, OSError, HTTPException) as e:
+        reason = str(e).strip().rpartition('\n')[2]  # its last line
+        why = f'MNIST is not in {root} and cannot be downloaded: {reason}'
+    if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder of MNIST/raw by --data.')
+    print(f'*** {why}\n*** Using {not_mnist} instead.', file=sys.stderr)
+    return small_digits()
+
+
+# ---- Images ----------------------------------------------------------------------------------------------------------
 
 class DigitImages:
     "Images `x`, uint8 (n, 1, 28, 28), and labels `y`, int64 (n,), in memory; indexed by a whole batch of positions."
@@ -56,10 +100,28 @@ class DigitImages:
         return replacing_yield(self, 'split_idx', split_idx)
 
 
+def as_image(item, n):
+    "An array as uint8 (28, 28). Item `n` of a list must have MNIST's form: others would get confident wrong answers."
+    x = np.asarray(item.cpu() if isinstance(item, Tensor) else item).squeeze()
+    if x.dtype == np.uint8 and x.shape == (28, 28) and x.mean() < 128 <= x.max(): return tensor(x)
+    raise ValueError(f"Item {n} is not in MNIST's form, uint8 (28, 28), light ink on 0, but {type(item).__name__} "
+                     f'{x.dtype} {x.shape}. mnist_form of handwriting.py brings pictures and their files into it. '
+                     'For images that are meant to look otherwise give DigitImages(x, y).')
+
+def as_dataset(items):
+    "`DigitImages` of what `predict` and `test_dl` pass: arrays in MNIST's form, or pairs (array, digit)."
+    pairs = [item if isinstance(item, tuple) else (item,) for item in items]
+    images,*labels = zip(*pairs)
+    images = [as_image(image, n) for n,image in enumerate(images)]
+    return DigitImages(torch.stack(images)[:,None], *map(tensor, labels))
+
+
+# ---- Batches ---------------------------------------------------------------------------------------------------------
+
 class BatchDL(TfmdDL):
     "A `TfmdDL` that asks its dataset once per batch, not once per item (as fastai's own `TabDataLoader` does)."
     def __init__(self, dataset, **kwargs):
-        if not isinstance(dataset, DigitImages): dataset = DigitImages(*stack_items(dataset))
+        if not isinstance(dataset, DigitImages): dataset = as_dataset(dataset)
         super().__init__(dataset, **kwargs)
     def do_item(self, i): return i or 0  # fastai passes `None` to see what an item is like
     def create_batch(self, idxs): return self.dataset[idxs]
@@ -87,8 +149,7 @@ class RandomWarp(RandTransform):
         super().__init__()
 
     def encodes(self, x:TensorImage):
-        n,_,h,w = x.shape
-        if h != w: raise ValueError(f'RandomWarp takes square images, not {h}×{w} pixels.')
+        n,_,w,_ = x.shape
         x = x.as_subclass(Tensor)  # faster
         def draw(limit): return x.new_empty(n).uniform_(-limit, limit)
 
@@ -115,76 +176,6 @@ def warp_basis(w, device, dtype):
     return torch.stack([x, y, torch.ones_like(x), *bumps]).flatten(1).to(device, dtype)
 
 
-# ---- The data sets ---------------------------------------------------------------------------------------------------
-
-def read_raw(path):
-    "The bytes of a raw file, `None` where it is missing. If it is not MNIST's, a `CliError` names it."
-    if not path.exists(): return
-    try:
-        content = np.fromfile(path, np.uint8)
-        md5 = hashlib.md5(content, usedforsecurity=False)
-        if md5.hexdigest() == raw_md5[path.name]: return tensor(content)
-        fault = "is not MNIST's: damaged, or of another data set"
-    except OSError as e: fault = f'cannot be read: {e.strerror}'
-    raise CliError(f"{path} {fault}. Move it away and run again to get MNIST's, or give another folder by --data.")
-
-def read_mnist(raw):
-    "MNIST's (images, labels) for training and for test, from the folder of the raw files."
-    # Not by torchvision's `MNIST`: it prefers the files of its old versions, which nothing checks.
-    files = [read_raw(raw/name) for name in raw_md5]
-    if None in files: raise FileNotFoundError(f'{raw} lacks a file')
-    # Images have a header of 16 bytes, labels of 8.
-    return [(x[16:].view(-1, 1, 28, 28), y[8:].long()) for x,y in chunked(files, 2)]
-
-def load_mnist(root):
-    "`read_mnist`; what is missing is downloaded, by one run at a time."
-    raw = root/'MNIST'/'raw'
-    try: return read_mnist(raw)
-    except FileNotFoundError: pass
-    except CliError:  # the file may only be incomplete: another run is writing it
-        if not os.access(raw, os.W_OK): raise
-    with FileLock(raw/'.lock'):  # makes the folder, too, and waits for the other run
-        was = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(timeout)
-        try: return read_mnist(raw)
-        except FileNotFoundError: MNIST(root, download=True)  # unpacks or downloads; checks the MD5 of the packed files
-        finally: socket.setdefaulttimeout(was)
-        return read_mnist(raw)
-
-
-def load_digits():
-    "scikit-learn's 1,797 digits, 8×8, in MNIST's size: 20×20 in a frame of 28×28. The last 360 are for test."
-    from sklearn.datasets import load_digits
-    digits = load_digits()
-    x,y = tensor(digits.images)[:,None]*255/16, tensor(digits.target)
-    x = F.pad(F.interpolate(x, size=20, mode='bilinear'), [4]*4).round().byte()
-    return list(zip(x.split([1437, 360]), y.split([1437, 360])))
-
-
-def mnist_root(data):
-    "The folder that holds MNIST/raw, or will hold it when `data` is 'auto' or 'mnist'."
-    given = data not in ('auto', 'mnist')
-    if not given:
-        try: data = os.environ.get('MNIST_ROOT') or fastai_path('data')
-        except (RuntimeError, OSError): data = '.'  # there is no home directory, or it is read-only
-    root = Path(os.path.expanduser(data))
-    if given and not os.path.isdir(root/'MNIST'/'raw'):
-        raise CliError(f"data is 'auto', 'mnist', 'digits' or a folder that holds MNIST/raw, not {str(data)!r}.")
-    return root
-
-def read(data):
-    "Training and test (images, labels) of what `data` asks for; warns when that is not MNIST."
-    if data == 'digits': return load_digits()
-    root = mnist_root(data)
-    try: return load_mnist(root)
-    except (RuntimeError, OSError, HTTPException) as e:
-        reason = str(e).strip().rpartition('\n')[2]  # its last line
-        why = f'MNIST is not in {root} and cannot be downloaded: {reason}'
-    if data != 'auto': raise CliError(f'{why}. Connect to the network, or give a folder of MNIST/raw by --data.')
-    print(f'*** {why}\n*** Using {not_mnist} instead.', file=sys.stderr)
-    return load_digits()
-
-
 def mnist_dls(
     data='auto', # 'mnist': MNIST or an error; 'digits': scikit-learn's; 'auto': digits where there is none; a folder
     bs=256,      # Images per training batch
@@ -194,7 +185,7 @@ def mnist_dls(
 ):
     "fastai `DataLoaders` of normalized images (bs, 1, 28, 28) and labels (bs,); only training images are warped."
     device = torch.device(device or ('cuda' if torch.cuda.is_available() else 'cpu'))
-    train,test = to_device(read(data), device)
+    train,test = to_device(load(data), device)
     if fold not in range(7): raise CliError(f'fold is a whole number from 0 to 6, not {fold!r}.')
     if fold:
         x,y = [list(o.tensor_split(6)) for o in train]
@@ -204,11 +195,7 @@ def mnist_dls(
     tfms = [*L(tfms), Normalize.from_stats(mean, std, cuda=False)]
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, num_workers=0, after_batch=tfms, device=device)
     # fastai draws the seed of the order from `random`, which other threads use, too. The same draw, by torch's seed:
-    order_seed = random.Random(torch.initial_seed()).randint(0, 2**32-1)
-    train_dl.rng = random.Random(order_seed)
+    draw = random.Random(torch.initial_seed()).randint(0, 2**32-1)
+    train_dl.rng = random.Random(draw)
     test_dl = train_dl.new(DigitImages(*test), bs=test_bs, shuffle=False)
     return DataLoaders(train_dl, test_dl, device=device)
-
-def clean_train(dls):
-    "A loader over the training images of `dls` in order, without augmentation."
-    return dls.valid.new(DigitImages(dls.train_ds.x, dls.train_ds.y))

@@ -155,27 +155,35 @@ def create(model):
 
 @torch.no_grad()
 def layers(net):
-    """A row (layer, output shape, parameters, receptive field) for every layer of a sequential `net`.
+    """A row (layer, output shape, parameters, receptive field) for every call of a layer in a forward pass of `net`.
 
     The receptive field is the width in input pixels of what one output value depends on, padding counted in
-    (Araujo et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks", eq. 2).
+    (Araujo et al. 2019, "Computing Receptive Fields of Convolutional Neural Networks", eq. 2). It is known as long as
+    each layer takes just what the layer before gives; from there on, as after a residual path, it is `None`.
     """
-    rows = []
-    field = 1
-    jump = 1  # distance in input pixels between neighbours in the current map
-    x = torch.zeros(1, 1, 28, 28)
+    calls = []
+    def note(layer, args, output): calls.append((layer, args[0], output))
     net = deepcopy(net).cpu().eval()
-    for _,layer in net.named_modules(remove_duplicate=False):  # a layer used again, too
-        if list(layer.children()): continue  # a container
-        kernel = np.max(getattr(layer, 'kernel_size', 1))
-        if isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d)): kernel = x.shape[-1]  # these take all of the map
-        field += (kernel-1)*jump
-        jump *= np.max(getattr(layer, 'stride', 1))
-        x = layer(x)
+    for layer in net.modules():
+        if not list(layer.children()): layer.register_forward_hook(note)
+    image = torch.zeros(1, 1, 28, 28)
+    net(image)
+    rows = []
+    before = calls[0][1]  # what the first layer takes
+    field = 1 if before.shape == image.shape else None
+    jump = 1  # distance in input pixels between neighbours in the current map
+    for layer,x,output in calls:
+        def size(name): return int(np.max(getattr(layer, name, 1)))
+        takes_all = isinstance(layer, (nn.Flatten, nn.AdaptiveAvgPool2d))
+        kernel = x.shape[-1] if takes_all else size('kernel_size')
+        if x is not before: field = None
+        if field: field += (kernel-1)*size('dilation')*jump
+        jump *= size('stride')
         name = type(layer).__name__
         if isinstance(layer, nn.Dropout): name += f' {layer.p}'
-        shape = tuple(x.shape[1:])
-        rows.append((name, shape, count(layer), int(field)))
+        shape = getattr(output, 'shape', ())[1:]
+        rows.append((name, tuple(shape), count(layer), field))
+        before = output
     return rows
 
 
@@ -184,7 +192,7 @@ def table(net):
     lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
     for name,shape,n,field in layers(net):
         output = '×'.join(map(str, shape))
-        lines.append(f'{name:<18}{output:>14}{n:>12,}{field:>17}')
+        lines.append(f'{name:<18}{output:>14}{n:>12,}{field or "–":>17}')
     label = f'{type(net).__name__} in all'
     total = f'{label:<32}{count(net):>12,}  (budget: fewer than {budget:,})'
     return '\n'.join([*lines, total])

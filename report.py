@@ -1,6 +1,6 @@
 "A run of the command line: train, judge, save, print."
-import contextlib, inspect, io, signal, sys
-from data import clean_train, not_mnist  # first: it silences a warning of fastai's import
+import contextlib, errno, inspect, io, sys
+from data import not_mnist  # first: it silences a warning of fastai's import
 from fastai.vision.all import *
 from fastcore.script import CliError
 
@@ -21,7 +21,8 @@ class RunLog(Callback):
         try: print(text, flush=True)
         except OSError as e:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(e, BrokenPipeError): self.lost.append(f'what is printed: {e.strerror}')
+            if e.errno not in (errno.EPIPE, errno.EINVAL):  # Windows says EINVAL for EPIPE
+                self.lost.append(f'what is printed: {e.strerror}')
     def line(self, values):
         self.say(' '.join(f'{o:>14.4f}' if isinstance(o, float) else f'{o:>14}' for o in values))
     def before_fit(self):
@@ -43,9 +44,9 @@ def curves(rows, target):
     "Loss and accuracy per epoch, as the net trains and in validation, with the target."
     _,(loss,accuracy) = plt.subplots(1, 2, figsize=(11, 4.5))
     rows.filter(like='loss').plot(ax=loss, style='o-', logy=True, xticks=rows.index, ylabel='loss')
-    rows.filter(like='accuracy').plot(ax=accuracy, style='o-', xticks=rows.index, ylabel='accuracy')
-    lowest = min(target, *rows.valid_accuracy[-5:])
-    accuracy.set_ylim(lowest - .01, 1.001)  # the first epochs would hide the last ones
+    lowest = min(target, *rows.valid_accuracy[-5:])  # the first epochs would hide the last ones
+    rows.filter(like='accuracy').plot(ax=accuracy, style='o-', xticks=rows.index, ylabel='accuracy',
+                                      ylim=(lowest - .01, 1.001))
     accuracy.axhline(target, color='black', ls=':', label=f'target {target:.2%}')
     accuracy.legend(loc='lower right')
 
@@ -109,7 +110,7 @@ def finish(learn, step, options, log, seconds):
     folder = '-'.join([step_name(step), *changed, *([] if on_mnist else ['not-MNIST'])])
     with learn.no_bar(), learn.no_logging():
         save(contents(learn, rows, step.target), Path('runs')/folder, log)
-        clean = learn.validate(dl=clean_train(learn.dls))[1]
+        with learn.dls.train_ds.set_split_idx(1): clean = learn.validate(0)[1]  # the training images, unwarped
     status,words = verdict(rows, step.target, on_mnist)
     model,epochs,lr,seed = options.values()
     note = f' (changed: {", ".join(changed)}; Result and Analysis are those of the step unchanged)' if changed else ''
@@ -144,37 +145,26 @@ def changes(step, options):
     found = [name for name,value in options.items() if value != defaults[name].default]
     return [f'{name.removeprefix("model")}{options[name]}' for name in found]
 
-def terminate(*_): raise KeyboardInterrupt(128 + signal.SIGTERM)
-
-def prepare_stdout():
-    "Neither a letter that the encoding lacks nor a slow reader of a non-blocking pipe ends a run."
-    with contextlib.suppress(AttributeError, OSError):  # there is no stdout, or a notebook's
-        sys.stdout.reconfigure(errors='replace')
-        os.set_blocking(sys.stdout.fileno(), True)
-
 def run(step, model, epochs, lr, seed, data):
     "Train `step`, a module, with the options of its command line, save and print the run; return the exit status."
     options = dict(model=model, epochs=epochs, lr=lr, seed=seed)
     if wrong := wrong_option(**options):
         print(f'{step_name(step)}.py: error: argument {wrong}', file=sys.stderr)
         return 2
-    if epochs > max_epochs:
-        print(f'*** {epochs} epochs: the rule is at most {max_epochs}; no target is judged.', file=sys.stderr)
-    prepare_stdout()
+    with contextlib.suppress(AttributeError):  # there is no stdout, or a notebook's
+        sys.stdout.reconfigure(errors='replace')  # a letter that its encoding lacks ends no run
     bars = IN_NOTEBOOK or sys.stdout and sys.stdout.isatty()
     log,start = RunLog(bars),time.perf_counter()
     log.say(table(nets[model]()))
     try: Path('runs').mkdir(exist_ok=True)
     except OSError as e: log.lost.append(str(e))
     if log.lost: raise CliError(f'Nothing can be saved here, so nothing was trained: {log.lost[0]}')
-    old_handler = signal.signal(signal.SIGTERM, terminate)
     try:
         learn = step.train(**options, data=data, cbs=log)
         if log.done < epochs: raise CliError(
             f'Stopped in epoch {log.done+1}: the loss is not a finite number. A lower learning rate may help.')
         return finish(learn, step, options, log, time.perf_counter() - start)
-    except KeyboardInterrupt as e:
+    except KeyboardInterrupt:
         saved = 'only what is listed above was saved' if log.done == epochs else 'nothing was saved'
         log.say(f'\nStopped after epoch {log.done} of {epochs}: {saved}.')
-        return e.args[0] if e.args else 130
-    finally: signal.signal(signal.SIGTERM, old_handler)
+        return 130

@@ -39,7 +39,8 @@ lr = 3e-3      # between `lr_find`'s valley and slide, medians over five seeds (
 
 
 def learner(model=Model_1, seed=0, bs=bs, **kwargs):
-    "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`."
+    """An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`.
+    Random numbers are global: train a learner before you make the next one."""
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, **kwargs)
     net = create(model).to(dls.device)
@@ -63,7 +64,7 @@ def main(
     data:str='auto'       # mnist; digits (scikit-learn's); auto: digits where MNIST cannot be had; or a folder
 ):
     """Train step 1, print its Target / Result / Analysis. Exit status: 0 target met or run not judged (not MNIST, fewer
-    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted; 143 terminated."""
+    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted."""
     return report.run(sys.modules[__name__], model, epochs, lr, seed, data)
 
 

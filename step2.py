@@ -44,7 +44,8 @@ lr = 3e-3      # as in step 1, so that only the net changes; again between `lr_f
 
 
 def learner(model=Model_2, seed=0, bs=bs, **kwargs):
-    "An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`."
+    """An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`.
+    Random numbers are global: train a learner before you make the next one."""
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, **kwargs)
     net = create(model).to(dls.device)
@@ -68,7 +69,7 @@ def main(
     data:str='auto'       # mnist; digits (scikit-learn's); auto: digits where MNIST cannot be had; or a folder
 ):
     """Train step 2, print its Target / Result / Analysis. Exit status: 0 target met or run not judged (not MNIST, fewer
-    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted; 143 terminated."""
+    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted."""
     return report.run(sys.modules[__name__], model, epochs, lr, seed, data)
 
 

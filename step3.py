@@ -66,7 +66,7 @@ class WeightAverage(Callback):
         if not self.training: return
         self.n += 1
         weights = self.weights()
-        if self.n == 1: self.mean = [weight.clone() for weight in weights]
+        if self.n == 1: self.mean = [weight.detach().clone() for weight in weights]
         decay = self.n/(self.n + self.part)
         get_ema_multi_avg_fn(decay)(self.mean, weights, None)
     def before_validate(self): self.exchange(True)
@@ -74,18 +74,16 @@ class WeightAverage(Callback):
     def weights(self):
         "Weights and batch norm's statistics; a shared one once; no whole numbers, such as batch norm's counter."
         found = [*self.model.parameters(), *self.model.buffers()]
-        return [weight.data for weight in found if weight.is_floating_point()]
+        return [weight for weight in found if weight.is_floating_point()]
     def exchange(self, to_net):
         if not self.mean or self.in_net == to_net: return
-        for mean,now in zip(self.mean, self.weights()):
-            other = now.clone()
-            now.copy_(mean)
-            mean.copy_(other)
+        for mean,weight in zip(self.mean, self.weights()): mean.data,weight.data = weight.data,mean.data
         self.in_net = to_net
 
 
 def learner(model=Model_3, seed=0, bs=bs, wd=wd, warp=warp, average=average, pretrained=False, **kwargs):
     """An untrained fastai `Learner`; net, loaders and all random choices follow `seed`. `kwargs`: those of `mnist_dls`.
+    Random numbers are global: train a learner before you make the next one.
     With `pretrained` it has the weights of the recorded seed 0, chosen beforehand, not the best."""
     set_seed(seed, reproducible=True)
     dls = mnist_dls(bs=bs, tfms=RandomWarp(**warp), **kwargs)
@@ -112,7 +110,7 @@ def main(
     data:str='auto'       # mnist; digits (scikit-learn's); auto: digits where MNIST cannot be had; or a folder
 ):
     """Train step 3, print its Target / Result / Analysis. Exit status: 0 target met or run not judged (not MNIST, fewer
-    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted; 143 terminated."""
+    than 3 epochs, more than 15); 1 missed or failed; 2 wrong option; 130 interrupted."""
     return report.run(sys.modules[__name__], model, epochs, lr, seed, data)
 
 

@@ -6,6 +6,7 @@ from evidence import epochs, here, margin, mistakes, steps, tested
 from experiments import step3
 import matplotlib.pyplot as plt, pandas as pd, torch
 from data import RandomWarp
+from handwriting import mnist_form
 from fastai.vision.all import PILImage, TensorImageBW, set_seed, show_images
 
 
@@ -82,7 +83,7 @@ def draw_warps(x):
 def draw_handwriting(learn):
     "Three pictures of digits, what the net sees, and what it says."
     photos = [PILImage.create(here/'pictures'/f'{digit}.jpg') for digit in (7, 2, 4)]
-    seen = learn.dls.test_dl(photos)
+    seen = learn.dls.test_dl(map(mnist_form, photos))
     probabilities,_ = learn.get_preds(dl=seen)
     said = [f'"{p.argmax()}", probability {p.max():.3f}' for p in probabilities]
     title = 'Above: drawn by a program, as if photographed; below: what the net sees'

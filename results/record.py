@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from fastcore.script import CliError, call_parse
 from filelock import FileLock
 
-from data import DigitImages, clean_train
+from data import DigitImages
 from models import count
 
 
@@ -68,7 +68,7 @@ def train(name, fold, seed, data='mnist'):
             f'the loss is not a finite number after epoch {len(history)}')
         epochs = pd.concat({(name, fold, seed): history}, names=key).reset_index()
         with learn.no_bar(), learn.no_logging():
-            clean = learn.validate(dl=clean_train(learn.dls))[1]
+            with learn.dls.train_ds.set_split_idx(1): clean = learn.validate(0)[1]
             _,labels,guess = learn.get_preds(with_decoded=True)
             shifted = shifted_accuracy(learn)
         wrong = (guess != labels).nonzero().flatten().tolist()

@@ -1,6 +1,5 @@
-"Nothing lost, nothing silent: signals, lost and slow readers, full disks, NaN losses, options that make no sense."
-import contextlib, io, os, re, runpy, shlex, shutil, signal, subprocess, sys, time
-from concurrent.futures import ThreadPoolExecutor
+"Nothing lost, nothing silent: Ctrl-C, lost readers, full disks, NaN losses, options that make no sense."
+import contextlib, errno, io, os, re, runpy, shlex, shutil, signal, sys
 from pathlib import Path
 from unittest.mock import Mock
 
@@ -43,25 +42,12 @@ def faulty(monkeypatch):
 
 posix = pytest.mark.skipif(os.name != 'posix', reason='needs POSIX signals')
 
-@pytest.mark.parametrize('number, status', [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=str)
 @posix
-def test_a_signal_stops_with_one_line(number, status, faulty, capsys):
-    faulty(9, lambda: os.kill(os.getpid(), number))
-    assert main() == status
+def test_ctrl_c_stops_with_one_line(faulty, capsys):
+    faulty(9, lambda: os.kill(os.getpid(), signal.SIGINT))
+    assert main() == 130
     assert capsys.readouterr().out.endswith('\nStopped after epoch 1 of 2: nothing was saved.\n')
-    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     assert saved() == []
-
-@posix
-def test_a_signal_after_both_streams_are_lost(environment):
-    "As with `| tee`: it may end first."
-    line = command('step1.py', '--epochs', '1000')
-    p = subprocess.Popen(line, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
-    with p.stdout as lines:
-        assert next(lines).startswith('*** 1000 epochs: the rule is at most 15')
-        next(line for line in lines if line.split()[0] == '1')
-    p.terminate()
-    assert p.wait(60) == 143
 
 def run_into(end):
     with open(end, 'w') as out, contextlib.redirect_stdout(out): return main()
@@ -73,19 +59,9 @@ def test_a_lost_reader_is_a_lost_log_not_a_lost_run():
     assert run_into(end) == 0
     assert len(pd.read_csv(folder/'history.csv')) == 2
 
-@posix
-def test_a_slow_reader_of_a_non_blocking_pipe_gets_all():
-    reader,end = os.pipe()
-    os.set_blocking(end, False)
-    with contextlib.suppress(BlockingIOError):
-        while os.write(end, b'full'): pass
-    def read_later():
-        time.sleep(1)
-        with open(reader) as stream: return stream.read()
-    with ThreadPoolExecutor() as pool:
-        said = pool.submit(read_later)
-        assert run_into(end) == 0
-        assert 'verdict' in said.result()
+def test_windows_says_einval_for_epipe(monkeypatch):
+    monkeypatch.setattr('builtins.print', Mock(side_effect=OSError(errno.EINVAL, 'Invalid argument')))
+    assert run_into(os.devnull) == 0
 
 @pytest.mark.skipif(not os.path.exists('/dev/full'), reason='needs /dev/full')
 def test_what_cannot_be_printed_is_said_before_training():
