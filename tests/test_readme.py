@@ -15,9 +15,9 @@ def blocks(language): return re.findall(rf'```{language}\n(.*?)```', text, re.S)
 def typed(block): return re.findall(r'^(>>>|\.\.\.) ?(.*)', block.replace('train(fold', 'train(epochs=1, fold'), re.M)
 
 sessions = [typed(block) for block in blocks('python') if block.startswith('>>> ')]
-lines = [*''.join(blocks('bash')).splitlines(), *re.findall(r'`((?:diff|OMP_NUM_THREADS=1) [^`]+)`', text)]
+lines = [*''.join(blocks('bash')).splitlines(), *re.findall(r'`(diff [^`]+)`', text)]
 options = re.findall(r'`step3\.py (--[^`]+)`', text)
-kinds = dict(start=r'requirements.txt .*step3\.py$', test='-m pytest$', whole='^OMP_NUM_THREADS=1', load='load_learner',
+kinds = dict(whole=r'^uv .*step3\.py$', start=r'pip .*step3\.py$', test='-m pytest$', load='load_learner',
              differ='^diff', browser='gradio')  # the last in test_gradio.py
 def each(kind): return pytest.mark.parametrize('line', [line for line in lines if re.search(kinds[kind], line)])
 

