@@ -54,8 +54,8 @@ class BlurPool(nn.Module):
         return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
 
-def block(conv, nf, pool=False, p=0.):
-    """`conv`, 2×2 max-pooling if `pool`, batch norm, SiLU, dropout of `p` if that is not zero.
+def block(conv, nf, pool=None, p=0.):
+    """`conv`, the layer `pool` if there is one, batch norm, SiLU, dropout of `p` if that is not zero.
 
     Pooling comes first, so that batch norm, SiLU and dropout run on a quarter of the pixels. SiLU is x·sigmoid(x),
     a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
@@ -63,7 +63,7 @@ def block(conv, nf, pool=False, p=0.):
     treat the rotations differently, as it must to tell 6 from 9.
     """
     layers = [conv]
-    if pool: layers.append(nn.MaxPool2d(2))
+    if pool: layers.append(pool)
     layers += [nn.BatchNorm2d(nf), nn.SiLU()]
     if p: layers.append(nn.Dropout(p))
     return nn.Sequential(*layers)
@@ -119,14 +119,14 @@ class Model_2(Net):
     def __init__(self, filters=(2, 2, 4, 8, 8, 8), p=.05):  # 8, 8, 16, 32, 32, 32 channels
         a,b,c,d,e,f = filters
         super().__init__(
-            nn.ZeroPad2d(-2),                    # 24 pixels wide: a negative padding crops
-            p4(1, a, pad=0, lift=True, p=p),     # 22
-            p4(a, b, pad=0, pool=True, p=p),     # 10
-            p4(b, c, p=p),                       # 10
-            p4(c, d, pool=True, p=p),            # 5
-            p4(d, e, p=p),                       # 5
-            p4(e, f, p=p),                       # 5
-            *head(4*f, 5))                       # 1
+            nn.ZeroPad2d(-2),                            # 24 pixels wide: a negative padding crops
+            p4(1, a, pad=0, lift=True, p=p),             # 22
+            p4(a, b, pad=0, pool=nn.MaxPool2d(2), p=p),  # 20, 10
+            p4(b, c, p=p),                               # 10
+            p4(c, d, pool=nn.MaxPool2d(2), p=p),         # 10, 5
+            p4(d, e, p=p),                               # 5
+            p4(e, f, p=p),                               # 5
+            *head(4*f, 5))                               # 1
 
 
 class Model_3(Model_2):

@@ -74,9 +74,12 @@ def plain_filters(p=.05):
     "Model_2's build with ordinary convolutions, and fewer channels to keep the budget."
     return Net(
         nn.ZeroPad2d(-2),
-        conv(1, 8, pad=0, p=p),   conv(8, 8, pad=0, pool=True, p=p),
-        conv(8, 8, p=p),          conv(8, 16, pool=True, p=p),
-        conv(16, 16, p=p),        conv(16, 16, p=p),
+        conv(1, 8, pad=0, p=p),
+        conv(8, 8, pad=0, pool=nn.MaxPool2d(2), p=p),
+        conv(8, 8, p=p),
+        conv(8, 16, pool=nn.MaxPool2d(2), p=p),
+        conv(16, 16, p=p),
+        conv(16, 16, p=p),
         *head(16, 5))
 
 
