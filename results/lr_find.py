@@ -1,6 +1,6 @@
-"""Records in lr_find.csv what fastai's `lr_find` suggests on MNIST, for each step and seeds 0 to 4, on one thread.
+"""Records in lr_find.csv what fastai's `lr_find` suggests on MNIST, for each step and seeds 0 to 4, on one CPU thread.
 
-    python results/find.py   # a few minutes; MNIST is in $MNIST_ROOT
+    python results/lr_find.py   # a few minutes; MNIST is in $MNIST_ROOT
 """
 from experiments import here, step1, step2, step3
 from record import processor
@@ -11,7 +11,7 @@ from fastai.vision.all import minimum, slide, steep, valley
 
 def suggestions(step, seed):
     "A row of lr_find.csv: the learning rates that `lr_find` suggests."
-    learn = step.learner(seed=seed, data='mnist')
+    learn = step.learner(seed=seed, data='mnist', device='cpu')
     with learn.no_bar():
         found = learn.lr_find(suggest_funcs=(valley, slide, steep, minimum), show_plot=False)
     return dict(
