@@ -1,6 +1,8 @@
-"""Times an epoch of steps 2 and 3, and of other ways to train their nets, in turn, on a machine at rest.
+"""Times epochs of steps 2 and 3 and of other ways to train their nets, and whole commands; in turn, all on the CPU.
 
     python results/speed.py   # a row of results/speed.csv for each of five rounds, in seconds; MNIST is in $MNIST_ROOT
+
+The machine is to be at rest.
 """
 import contextlib, io, os, subprocess, sys, tempfile
 from functools import partial
@@ -9,15 +11,10 @@ from timeit import timeit
 from experiments import Model_2, here, plain_filters, pools, step2, step3, uncropped
 import data, pandas as pd, torch
 from torch.nn import functional as F
-from torch.optim.swa_utils import AveragedModel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader
 from torchvision import datasets, transforms
 
-
-def average(net):
-    "Step 3's average of the weights of `net`, by torch."
-    def mean(before, now, n): return before + (now - before)*step3.average/(n + 1 + step3.average)
-    return AveragedModel(net, avg_fn=mean, use_buffers=True)
 
 def measure(net, x, y):
     out = net(x)
@@ -37,10 +34,12 @@ def loop(net, opt, train, test, mean=None):
     with torch.no_grad():
         for x,y in test: total += measure(net, x, y)
 
-def bare(dls):
-    "Step 3 in the plain loop: same net, batches, warp, optimizer (torch's Adam with decay), average and metrics."
+def bare():
+    "Step 3 in the plain loop: same net, batches, warp and metrics; torch's Adam with decay and average of the weights."
+    dls = data.mnist_dls('mnist', device='cpu')
     net,warp = step3.Model_3(),data.RandomWarp(**step3.warp)
     opt = torch.optim.AdamW(net.parameters(), step3.lr, (.9, .99), 1e-5, step3.wd)
+    mean = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(), use_buffers=True)
     def batches(ds, order):
         for i in order:
             x,y = ds[i]
@@ -50,7 +49,7 @@ def bare(dls):
         train,test = dls.train_ds,dls.valid_ds
         shuffled = torch.randperm(len(train)).split(step3.bs)
         in_order = torch.arange(len(test)).split(data.test_bs)
-        loop(net, opt, batches(train, shuffled), batches(test, in_order), average(net))
+        loop(net, opt, batches(train, shuffled), batches(test, in_order), mean)
     return epoch
 
 def usual():
@@ -63,21 +62,22 @@ def usual():
     opt = torch.optim.Adam(net.parameters(), step3.lr)
     return partial(loop, net, opt, loader(True, affine), loader(False))
 
-def command():
+def command(epochs):
     "The whole command from its start, with its pictures, in an empty folder."
-    line = [sys.executable, here.parent/'step3.py', '--data', 'mnist', '--epochs', '4']
+    line = [sys.executable, here.parent/'step3.py', '--data', 'mnist', '--epochs', f'{epochs}']
+    no_gpu = {**os.environ, 'CUDA_VISIBLE_DEVICES': ''}
     with tempfile.TemporaryDirectory() as folder:
-        subprocess.run(line, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(line, cwd=folder, env=no_gpu, check=True, stdout=subprocess.DEVNULL)
 
 def epoch(step=step3, **kwargs):
     "Step 2 has no schedule, but that takes no time."
-    return partial(step.learner(data='mnist', **kwargs).fit_one_cycle, 1, step.lr)
+    return partial(step.learner(data='mnist', device='cpu', **kwargs).fit_one_cycle, 1, step.lr)
 
 def ways():
-    "name -> function that trains and tests for an epoch."
+    "name -> function that trains and tests: for an epoch, or by the whole command."
     return {
         'step3.py': epoch(),
-        'the same in a bare PyTorch loop': bare(data.mnist_dls('mnist')),
+        'the same in a bare PyTorch loop': bare(),
         'on one thread': epoch(),
         'with ordinary convolutions, fewer channels': epoch(model=partial(plain_filters, 0.)),
         'without the crop to 24×24': epoch(model=uncropped),
@@ -85,7 +85,8 @@ def ways():
         'step2.py': epoch(step2),
         'step2.py on all 28×28 pixels': epoch(step2, model=partial(uncropped, Model_2)),
         'step2.py with pooling after batch norm and SiLU': epoch(step2, model=partial(pools, 0, 3)),
-        'all of `step3.py --epochs 4`': command}
+        'all of `step3.py --epochs 4`': partial(command, 4),
+        'all of `step3.py --epochs 3`': partial(command, 3)}
 
 
 if __name__ == '__main__':
