@@ -13,6 +13,8 @@ from scipy import stats
 steps = ['step1', 'step2', 'step3']
 epochs = pd.read_csv(here/'epochs.csv')
 runs = pd.read_csv(here/'runs.csv')
+times = pd.read_csv(here/'speed.csv')
+commands = times.filter(like='all of')  # whole commands, the other columns are epochs
 
 
 def measure(run):
@@ -38,7 +40,10 @@ pairs |= {
     'the net without dropout, against step 1': ('step2', 'step2-without-dropout', 'step1'),
     'all of step 3, against step 2': ('step3', 'step3', 'step2'),
     'schedule, weight decay and average, against step 2 without dropout':
-        ('step3', 'without-augmentation', 'step2-without-dropout')}
+        ('step3', 'without-augmentation', 'step2-without-dropout'),
+    'four epochs without the average of the weights, against four epochs':
+        ('step3', '4epochs-without-average', 'step3-4epochs')}
+# Those that are recorded.
 changes = [what for what,(_,name,_) in pairs.items() if name in tested.index]
 
 
@@ -54,7 +59,7 @@ def difference(what):
 # A change is clear where its p-value is at most 5% after Holm's correction for all of them.
 p_values = pd.Series({what: stats.ttest_1samp(difference(what), 0).pvalue for what in changes}).sort_values()
 corrected = (p_values*np.arange(len(changes), 0, -1)).cummax()
-clear = {what: 'yes' if corrected[what] <= .05 else 'no' for what in changes}
+clear = (corrected <= .05).map({True: 'yes', False: 'no'})
 
 
 def difference_text(what, places=2):
@@ -81,17 +86,8 @@ def mistakes(name):
     "All wrong answers of the seeds of `name`: the image, and the digit that it was taken for."
     return tested.loc[name].wrong.str.extractall(r'(?P<image>\d+):(?P<taken_for>\d)').astype(int)
 
-def confused(name, labels):
-    "How often which digit was taken for which other, the most frequent first."
-    found = mistakes(name)
-    found['digit'] = np.asarray(labels)[found.image]
-    return found.value_counts(['digit', 'taken_for'])
 
-
-def markdown(head, rows):
-    "A table; its cells are separated by `|`."
-    line = '|'.join([' --- ']*(head.count('|') + 1))
-    return '\n'.join(f'|{row}|' for row in [f' {head} ', line, *rows])
+# Tables and sentences of the READMEs, line by line.
 
 def steps_table():
     names = {f'[`{step}.py`]({step}.py)': step for step in steps} | {
@@ -99,28 +95,27 @@ def steps_table():
         '`step3.py --epochs 4` (its last epoch)': 'step3-4epochs',
         '`step3.py --model Model_4`': 'step3-Model_4',
         '`step3.py --model Model_5`': 'step3-Model_5'}
-    rows = []
+    yield '|  | parameters | epochs | test accuracy, % | lowest | ≥ 99.40% from epoch | target met |'
+    yield '|' + ' --- |'*7
     for what,name in names.items():
         found = tested.loc[name]
         mean,lowest = found.accuracy.mean(),found.lowest.min()
-        rows.append(f' {what} | {found.parameters[0]:,} | {found.epochs[0]:.0f} | **{mean:.2f}** ± '
-                    f'{margin(found.accuracy):.2f} | {lowest:.2f} | {since(name)} | {met(name)} ')
-    head = ' | parameters | epochs | test accuracy, % | lowest | ≥ 99.40% from epoch | target met'
-    return markdown(head, rows)
+        yield (f'| {what} | {found.parameters[0]:,} | {found.epochs[0]:.0f} | **{mean:.2f}** ± '
+               f'{margin(found.accuracy):.2f} | {lowest:.2f} | {since(name)} | {met(name)} |')
 
 def changes_table():
-    rows = []
+    yield '| change | step | percentage points | clear | target met | standard deviation | ≥ 99.40% from epoch |'
+    yield '|' + ' --- |'*7
     for what in sorted(changes, key=lambda what: (pairs[what][0], difference(what).mean())):
         step,name,_ = pairs[what]
         sd = tested.loc[name].sd.mean()
-        rows.append(f' {what} | {step[-1]} | {difference_text(what, 3)} | {clear[what]} | {met(name)} | {sd:.2f} | '
-                    f'{since(name)} ')
-    head = 'change | step | percentage points | clear | target met | standard deviation | ≥ 99.40% from epoch'
-    return markdown(head, rows)
+        yield (f'| {what} | {step[-1]} | {difference_text(what, 3)} | {clear[what]} | {met(name)} | {sd:.2f} | '
+               f'{since(name)} |')
 
 def folds_table():
     "Only folds and seeds that both sides have count. The runs of a fold are averaged first."
-    rows = []
+    yield '| change | step | folds of lower loss | mean loss | accuracy, percentage points | runs |'
+    yield '|' + ' --- |'*6
     for what,(step,name,base) in pairs.items():
         ours,its = held_out.query('experiment == @name'),held_out.query('experiment == @base')
         both = ours.merge(its, on=['fold', 'seed'], suffixes=('', '_base'))
@@ -128,32 +123,36 @@ def folds_table():
         fold = both.groupby('fold').mean(numeric_only=True)
         ratio = fold.loss/fold.loss_base
         points = (fold.accuracy - fold.accuracy_base).mean()
-        rows.append(f' {what} | {step[-1]} | {(ratio < 1).sum()} of {len(ratio)} | {ratio.mean() - 1:+.1%} | '
-                    f'{points:+z.3f} | {len(both)} ')
-    return markdown('change | step | folds of lower loss | mean loss | accuracy, percentage points | runs', rows)
+        yield (f'| {what} | {step[-1]} | {(ratio < 1).sum()} of {len(ratio)} | {ratio.mean() - 1:+.1%} | '
+               f'{points:+z.3f} | {len(both)} |')
 
 def seeds_on_folds():
-    "A sentence on step 3's accuracy on the folds."
     seeds = held_out.loc['step3'].groupby('seed').mean(numeric_only=True)
     first,fresh = seeds[:2].mean(),seeds[2:].mean()
-    return f'Step 3 on the folds: {first.accuracy:.2f}% with seeds 0 and 1 (loss {first.loss:.4f}), ' \
-           f'{fresh.accuracy:.2f}% with seeds 2 to {len(seeds) - 1} (loss {fresh.loss:.4f}).'
+    yield (f'Step 3 on the folds: {first.accuracy:.2f}% with seeds 0 and 1 (loss {first.loss:.4f}), '
+           f'{fresh.accuracy:.2f}% with seeds 2 to {len(seeds) - 1} (loss {fresh.loss:.4f}).')
 
 def speed_table():
     "Each ratio is the median of the rounds: with step 2 in the same round where step 2 is timed, else with step 3."
-    times = pd.read_csv(here/'speed.csv').drop(columns='all of `step3.py --epochs 4`')
-    rows = []
-    for what in times:
+    yield '| an epoch, with testing | seconds | compared |'
+    yield '|' + ' --- |'*3
+    for what in times.drop(columns=commands.columns):
         base = 'step2.py' if what.startswith('step2') else 'step3.py'
         ratio = (times[what]/times[base]).median()
-        rows.append(f' {what} | {times[what].median():.1f} | {ratio:.2f}× {base} ')
-    return markdown('an epoch, with testing | seconds | compared', rows)
+        yield f'| {what} | {times[what].median():.1f} | {ratio:.2f}× {base} |'
 
-tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds, speed=speed_table)
+def commands_in_words():
+    said = [f'{what} takes {seconds:.0f} seconds' for what,seconds in commands.median().items()]
+    yield f'From its start to its last picture, {" and ".join(said)}.'
+
+tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds,
+              speed=speed_table, command=commands_in_words)
 
 def fill(text):
     "`text` with its tables as the recorded runs give them."
-    def filled(found): return f'{found[1]}\n\n{tables[found[2]]()}\n\n{found[3]}'
+    def filled(found):
+        lines = '\n'.join(tables[found[2]]())
+        return f'{found[1]}\n\n{lines}\n\n{found[3]}'
     return re.sub(r'(?s)(<!-- table (\w+) -->).*?(<!-- end -->)', filled, text)
 
 

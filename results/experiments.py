@@ -9,6 +9,7 @@ sys.path.insert(0, str(here.parent))
 
 import step1, step2, step3
 from fastai.callback.tracker import TerminateOnNaNCallback
+from fastai.optimizer import SGD
 from torch import nn
 
 from models import BlurPool, Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
@@ -30,9 +31,7 @@ def no_batch_norm():
 def relu():
     "Model_2 with ReLU instead of SiLU."
     net = Model_2()
-    for block in net.children():
-        for i,layer in enumerate(block.children()):
-            if isinstance(layer, nn.SiLU): block[i] = nn.ReLU()
+    for block in net[1:7]: block[-2] = nn.ReLU()  # dropout is last
     return net
 
 def average_pooling():
@@ -89,7 +88,15 @@ def constant(epochs=step3.epochs, lr=3e-3, **kwargs):
     learn.fit(epochs, lr, cbs=TerminateOnNaNCallback())
     return learn
 
+def momentum(epochs=step1.epochs, lr=.1, mom=.9, **kwargs):
+    "Step 1's `train` by SGD with momentum `mom`, and no weight decay: fastai's default there (Adam's is 0.01)."
+    learn = step1.learner(**kwargs)
+    learn.opt_func = partial(SGD, mom=mom)
+    learn.fit(epochs, lr, cbs=TerminateOnNaNCallback())
+    return learn
+
 step3_constant = SimpleNamespace(**{**vars(step3), 'train': constant})
+step1_momentum = SimpleNamespace(**{**vars(step1), 'train': momentum})
 still = dict.fromkeys(step3.warp, 0)  # no warp at all
 
 def experiment(step, what='', device='cpu', **arguments):
@@ -102,6 +109,8 @@ experiments = {
     'step3': experiment(step3),
     'step3-8epochs': experiment(step3, epochs=8),
     'step3-4epochs': experiment(step3, epochs=4),
+    'step3-3epochs': experiment(step3, epochs=3),
+    '4epochs-without-average': experiment(step3, epochs=4, average=0),
     'step3-GPU': experiment(step3, device='cuda'),
     'step3-Model_4': experiment(step3, model=Model_4),
     'step3-Model_5': experiment(step3, model=Model_5),
@@ -111,6 +120,9 @@ experiments = {
     'step1-twice-channels': experiment(step1, 'twice the channels', model=partial(Model_1, (16, 16, 16, 24, 16, 16))),
     'step1-lr-0.001': experiment(step1, 'a third of the learning rate', lr=1e-3),
     'step1-lr-0.009': experiment(step1, 'three times the learning rate', lr=9e-3),
+    'step1-SGD-0.03': experiment(step1_momentum, 'SGD with momentum 0.9 at 0.03 instead of Adam', lr=.03),
+    'step1-SGD-0.1': experiment(step1_momentum, 'SGD with momentum 0.9 at 0.1 instead of Adam'),
+    'step1-SGD-0.3': experiment(step1_momentum, 'SGD with momentum 0.9 at 0.3 instead of Adam', lr=.3),
 
     'step2-plain-filters': experiment(step2, 'ordinary convolutions, fewer channels', model=plain_filters),
     'step2-average-pooling': experiment(step2, 'plain global average pooling', model=average_pooling),
@@ -123,6 +135,8 @@ experiments = {
     'step2-ReLU': experiment(step2, 'ReLU instead of SiLU', model=relu),
 
     'constant-0.003': experiment(step3_constant, 'a constant learning rate of 0.003'),
+    'constant-0.003-without-average':
+        experiment(step3_constant, 'a constant learning rate of 0.003, without the average', average=0),
     'constant-0.006': experiment(step3_constant, 'a constant learning rate of 0.006', lr=6e-3),
     'constant-0.006-without-average':
         experiment(step3_constant, 'a constant learning rate of 0.006, without the average', lr=6e-3, average=0),
