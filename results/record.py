@@ -7,7 +7,7 @@
 
 An interrupted recording continues where it was. Delete a run's rows in runs.csv to record it anew.
 """
-import contextlib, io, platform, re, subprocess, tempfile, threading, time
+import contextlib, io, os, platform, re, subprocess, tempfile, threading, time
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -15,9 +15,10 @@ from pathlib import Path
 from experiments import experiments, here, key, recipe
 import report
 import fastai, pandas as pd, torch, torchvision
-from torch.nn import functional as F
+from dask.distributed import Client, as_completed
 from fastcore.script import CliError, call_parse
 from filelock import FileLock
+from torch.nn import functional as F
 
 from data import DigitImages
 from models import count
@@ -30,7 +31,10 @@ def processor():
     names = re.findall(r'^(?:cpu family|model|model name|stepping)\s*: (.*)', info, re.M)
     return ' '.join(names[:4]) or platform.processor()
 
-def git(*words): return subprocess.check_output(['git', *words], cwd=here, stderr=subprocess.DEVNULL, text=True).strip()
+def git(*words):
+    "What git says of this folder. A hook sets GIT_DIR and the like, which may point to another repository."
+    env = {name: value for name,value in os.environ.items() if not name.startswith('GIT_')}
+    return subprocess.check_output(['git', *words], cwd=here, env=env, stderr=subprocess.DEVNULL, text=True).strip()
 
 def commit():
     "The commit of this code, `-dirty` if the code was changed since; `unknown` where git does not know this file."
@@ -45,12 +49,12 @@ version = commit()  # of what this process trains by: a file may change later, a
 
 def shifted_accuracy(learn):
     "The accuracy of nine answers averaged: to each image as it is, and shifted by one pixel in all eight directions."
-    images,labels = learn.dls.valid_ds.x,learn.dls.valid_ds.y
-    def answers(i, j):
-        shifted = F.pad(images, (i, -i, j, -j))
-        return learn.get_preds(dl=learn.dls.valid.new(DigitImages(shifted, labels)))[0]
-    total = sum(answers(i, j) for i,j in product((-1, 0, 1), repeat=2))
-    return (total.argmax(1) == labels.cpu()).float().mean().item()
+    test,total = learn.dls.valid_ds,0
+    for i,j in product((-1, 0, 1), repeat=2):
+        shifted = DigitImages(F.pad(test.x, (i, -i, j, -j)), test.y)
+        answers,labels = learn.get_preds(dl=learn.dls.valid.new(shifted))
+        total += answers
+    return (total.argmax(1) == labels).float().mean().item()
 
 
 one_at_a_time = threading.Lock()  # threads share torch's random numbers, so two runs at once would disturb each other
@@ -79,19 +83,27 @@ def train(name, fold, seed, data='mnist'):
             cpu=torch.backends.cpu.get_cpu_capability(), processor=processor(),
             system=platform.platform(terse=True), python=platform.python_version(),
             torch=torch.__version__, torchvision=torchvision.__version__, fastai=fastai.__version__,
-            clean_accuracy=round(clean, 6), shifted_accuracy=round(shifted, 6), recipe=recipe(name, data), commit=version,
+            clean_accuracy=round(clean, 6), shifted_accuracy=round(shifted, 6),
+            recipe=recipe(name, data), commit=version,
             wrong=' '.join(f'{i}:{guess[i]}' for i in wrong))
         return run, epochs
 
 
-def read_table(path):
-    "A table as it is written, all of it text; empty where there is none."
-    if not path.exists(): return pd.DataFrame(columns=key, dtype=str)
-    return pd.read_csv(path, dtype=str, keep_default_na=False)
+def read_tables(to):
+    "The tables of runs and of epochs in folder `to`, all of it text; empty where there are none."
+    for name,column in ('runs', 'recipe'), ('epochs', 'epoch'):
+        path,needed = to/f'{name}.csv',[*key, column]
+        table = pd.DataFrame(columns=needed, dtype=str)
+        try:
+            if path.exists(): table = pd.read_csv(path, dtype=str, keep_default_na=False)
+            table[needed]  # a KeyError where one is missing
+        except (OSError, ValueError, KeyError) as e: raise CliError(
+            f'{path} is not a table of recorded runs ({e}): move it away, or give another folder by --to.') from None
+        yield table
 
-def refuse_others(recipes, to):
-    "Under one name there is one recipe: `recipes`, name -> recipe, is to agree with the table in folder `to`."
-    for run in read_table(to/'runs.csv').itertuples():
+def refuse_others(recipes, runs, to):
+    "Under one name there is one recipe: `recipes`, name -> recipe, is to agree with the `runs` in folder `to`."
+    for run in runs.itertuples():
         if recipes.get(run.experiment, run.recipe) != run.recipe: raise CliError(
             f'{to/"runs.csv"} has {run.experiment} by another recipe or on other data: delete these rows, '
             'or give another folder by --to.')
@@ -99,12 +111,21 @@ def refuse_others(recipes, to):
 def append(to, run, epochs):
     "Add a run to the tables in folder `to`. Only what is in runs.csv, written last, counts: a recording may be killed."
     with FileLock(to/'.lock'):  # one recording at a time
-        refuse_others({run['experiment']: run['recipe']}, to)
-        new,runs = pd.DataFrame([run]).astype(str),read_table(to/'runs.csv')
+        runs,whole = read_tables(to)
+        refuse_others({run['experiment']: run['recipe']}, runs, to)
+        new = pd.DataFrame([run]).astype(str)
         if len(runs.merge(new, on=key)): return  # another recording was faster
-        whole = read_table(to/'epochs.csv').merge(runs[key])
-        for name,rows in ('epochs', [whole, epochs.astype(str)]), ('runs', [runs, new]):
+        for name,rows in ('epochs', [whole.merge(runs[key]), epochs.astype(str)]), ('runs', [runs, new]):
             report.write(partial(pd.concat(rows).to_csv, index=False), to/f'{name}.csv')
+
+def connect(scheduler):
+    "Dask's workers: those of a scheduler, or processes of this machine, one a core."
+    # Near a limit of its memory a worker would stop without a word.
+    if not scheduler: return Client(threads_per_worker=1, memory_limit=0, dashboard_address=':0')
+    try: client = Client(scheduler)
+    except (OSError, ValueError) as e: raise CliError(f'--scheduler: {e}. Nothing was trained.') from None
+    if not client.nthreads(): print('The scheduler has no workers yet: waiting for the first', flush=True)
+    return client
 
 
 def main(
@@ -116,23 +137,26 @@ def main(
     scheduler:str=None  # Address of a Dask scheduler, whose workers train instead of this machine
 ):
     "Train experiments, those that are not recorded yet, and record each run when it has finished."
-    from dask.distributed import Client, as_completed
+    if not names: raise CliError(f'Which experiments? There are {", ".join(experiments)}.')
     for name in names:
         if name not in experiments: raise CliError(f'{name!r} is none of {", ".join(experiments)}.')
     if data == 'auto': raise CliError('--data auto: say which, mnist or digits.')
     if data == 'digits' and to.resolve() == here:
         raise CliError('only MNIST is recorded here: give another folder by --to')
-    try: tempfile.TemporaryFile(dir=to).close()
+    try:  # what a recording needs after the training
+        tempfile.TemporaryFile(dir=to).close()
+        with FileLock(to/'.lock'): pass
     except OSError as e: raise CliError(f'--to {to}: {e.strerror}. Nothing was trained.') from None
     recipes = {name: recipe(name, data) for name in names}
-    refuse_others(recipes, to)
+    recorded,_ = read_tables(to)
+    refuse_others(recipes, recorded, to)
 
-    done = read_table(to/'runs.csv').set_index(key).index
+    done = recorded.set_index(key).index
     wanted = product(range(seeds), recipes, range(1, 7) if folds else [0])
     todo = [(name, fold, seed) for seed,name,fold in wanted if (name, str(fold), str(seed)) not in done]
     print(f'{len(todo)} runs to record', flush=True)
     failed = []
-    with Client(scheduler) if scheduler else Client(threads_per_worker=1, dashboard_address=':0') as client:
+    with connect(scheduler) as client:
         runs = {client.submit(train, *run, data, pure=False): run for run in todo}
         for n,future in enumerate(as_completed(runs), 1):
             try:

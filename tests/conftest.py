@@ -8,6 +8,8 @@ import pytest
 
 os.environ['OMP_NUM_THREADS'] = '1'  # two workers share two cores
 os.environ['NVIDIA_TF32_OVERRIDE'] = '0'  # a GPU calculates as exactly as a CPU
+for name in [*os.environ]:  # in a hook git would take its repository for that of a test
+    if name.startswith('GIT_'): del os.environ[name]
 
 project = Path(__file__).resolve().parents[1]
 offline = dict.fromkeys(['http_proxy', 'https_proxy'], 'http://127.0.0.1:9')  # nobody listens there

@@ -1,10 +1,11 @@
 "Recordings: a run is recorded as it was, and a recording loses nothing."
-import hashlib, os, re, runpy, shlex, signal, socket, subprocess, sys
+import os, re, runpy, shlex, signal, socket, subprocess, sys
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from unittest.mock import Mock
 
-import pandas as pd, psutil, pytest
-from dask.distributed import Client
+import dask, pandas as pd, psutil, pytest
+from dask.distributed import Client, as_completed
 from fastcore.script import CliError
 
 import data, record
@@ -33,16 +34,24 @@ def test_two_threads_do_not_disturb_each_other():
 @pytest.fixture
 def untrained(monkeypatch):
     "A recording exits before it trains."
-    monkeypatch.setattr('dask.distributed.Client', lambda **kwargs: sys.exit())
+    monkeypatch.setattr('record.connect', sys.exit)
 
 def refused(why, *names, **options):
     with pytest.raises(CliError, match=why): record.main(*names, **options)
 
-def test_what_cannot_be_recorded_is_not_trained(untrained, tmp_path):
+def test_what_cannot_be_recorded_is_not_trained(monkeypatch, tmp_path):
+    refused('Which')
     refused('only MNIST', 'step1', data='digits', to=record.here/'..'/'results')
     refused('mnist or digits', 'step1', data='auto', to=tmp_path)
     refused('No such', 'step1', to=tmp_path/'none')
     refused("'step4' is none of step1", 'step4')
+    with dask.config.set({'distributed.comm.timeouts.connect': '1s'}):
+        refused('trying to connect', 'step1', to=tmp_path, scheduler='tcp://127.0.0.1:9')
+    for name,content in ('epochs', ''), ('runs', 'experiment,fold,seed'):
+        (tmp_path/f'{name}.csv').write_text(content)
+        refused(f'{name}.csv is not a table', 'step1', to=tmp_path)
+    monkeypatch.setattr('fcntl.flock', Mock(side_effect=OSError(37, 'No locks available')))
+    refused('No locks', 'step1', to=tmp_path)
 
 def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
     record.append(tmp_path, *train(0))
@@ -54,13 +63,16 @@ def test_one_name_is_one_recipe_on_one_data_set(monkeypatch, tmp_path):
     assert recipe('step1', 'a folder of MNIST') == recipe('step1')
 
 def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
-    monkeypatch.setattr('dask.distributed.Client', partial(Client, processes=False))
+    "And little memory does not stop a recording."
+    monkeypatch.setattr('distributed.system.MEMORY_LIMIT', 10**6)
+    monkeypatch.setattr('record.Client', partial(Client, processes=False))
+    monkeypatch.setattr('record.as_completed', partial(as_completed, timeout=100))
     monkeypatch.setitem(experiments, 'diverges', experiment(step3_constant, lr=1e20, epochs=2))
     monkeypatch.setitem(experiments, 'breaks', experiment(step1, device='none'))
     why = r"'diverges', 0, 0\) not recorded: the loss .* epoch 0\n.*'breaks', 0, 0\) not recorded: Expected one of cpu"
     for _ in range(2):  # a repeat ends the same way
         refused(why, 'diverges', 'breaks', 'short', seeds=1, data='digits', to=tmp_path)
-        assert [*record.read_table(tmp_path/'runs.csv').experiment] == ['short']
+        assert [*pd.read_csv(tmp_path/'runs.csv').experiment] == ['short']
 
 def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
     monkeypatch.setattr(record, 'here', tmp_path)
@@ -69,15 +81,12 @@ def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
     shell('git commit -qm "of a repository around the code" --allow-empty')
     assert record.commit() == 'unknown'
     shell('git add . && git commit -qm "of the code"')
+    monkeypatch.setenv('GIT_DIR', 'elsewhere')  # as in a hook
     assert re.fullmatch('[0-9a-f]{7,}', record.commit())
     shell('echo changed > record.py')
     assert record.commit().endswith('-dirty')
     monkeypatch.setenv('PATH', '')  # without git
     assert record.commit() == 'unknown'
-
-def test_a_recipe_needs_no_secure_md5(monkeypatch):
-    monkeypatch.setattr('hashlib.md5', lambda text, *, usedforsecurity: usedforsecurity or hashlib.sha1(text))
-    recipe('step1')
 
 def readme_commands(to):
     "The commands of results/README.md, for four epochs on the small digits."
@@ -101,12 +110,15 @@ def test_the_commands_for_a_cluster_survive_kills(tmp_path):
     run,rows = train(0, name='step3-4epochs')  # what a killed recording left: a whole run, and half of another
     record.append(tmp_path, run, pd.concat([rows, rows.iloc[:1].assign(seed=1)]))
     start = partial(subprocess.Popen, shell=True, cwd=project, process_group=0, text=True, stdout=subprocess.PIPE)
-    started = [start(line) for line in readme_commands(tmp_path)[1:]]
-    _,workers,recording = started
+    _,scheduler,workers,recording = readme_commands(tmp_path)
+    started = [start(scheduler), start(recording)]
+    _,recording = started
     try:
         assert recording.stdout.readline() == '3 runs to record\n'
+        assert 'no workers yet' in recording.stdout.readline()
+        started.append(start(workers))
         assert recording.stdout.readline().endswith('; 1 of 3 runs\n')
-        psutil.Process(workers.pid).children(recursive=True)[-1].kill()  # what it started last is a worker
+        psutil.Process(started[-1].pid).children(recursive=True)[-1].kill()  # what it started last is a worker
         assert recording.wait(300) == 0
     finally:
         for process in started:
