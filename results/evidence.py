@@ -113,18 +113,19 @@ def changes_table():
                f'{since(name)} |')
 
 def folds_table():
-    "Only folds and seeds that both sides have count. The runs of a fold are averaged first."
-    yield '| change | step | folds of lower loss | mean loss | accuracy, percentage points | runs |'
+    "Only folds and seeds that both sides have count."
+    yield '| change | step | folds of lower loss | loss | accuracy, percentage points | runs |'
     yield '|' + ' --- |'*6
     for what,(step,name,base) in pairs.items():
         ours,its = held_out.query('experiment == @name'),held_out.query('experiment == @base')
         both = ours.merge(its, on=['fold', 'seed'], suffixes=('', '_base'))
         if name == step or both.empty: continue
-        fold = both.groupby('fold').mean(numeric_only=True)
-        ratio = fold.loss/fold.loss_base
-        points = (fold.accuracy - fold.accuracy_base).mean()
-        yield (f'| {what} | {step[-1]} | {(ratio < 1).sum()} of {len(ratio)} | {ratio.mean() - 1:+.1%} | '
-               f'{points:+z.3f} | {len(both)} |')
+        loss = both.loss/both.loss_base - 1
+        points = both.accuracy - both.accuracy_base
+        fold = both.groupby('fold')[['loss', 'loss_base']].mean()
+        lower = fold.loss < fold.loss_base
+        yield (f'| {what} | {step[-1]} | {lower.sum()} of {len(lower)} | {loss.mean():+.1%} ± {margin(loss):.1%} | '
+               f'{points.mean():+z.3f} ± {margin(points):.3f} | {len(both)} |')
 
 def seeds_on_folds():
     seeds = held_out.loc['step3'].groupby('seed').mean(numeric_only=True)

@@ -128,7 +128,6 @@ experiments = {
     'step2-average-pooling': experiment(step2, 'plain global average pooling', model=average_pooling),
     'step2-large-kernel': experiment(step2, 'the large kernel of step 1', model=large_kernel),
     'step2-pool-earlier': experiment(step2, 'pooling one layer earlier', model=partial(pools, -1)),
-    'step2-pool-later': experiment(step2, 'pooling one layer later', model=partial(pools, 1)),
     'step2-pool-after-SiLU': experiment(step2, 'pooling after batch norm and SiLU', model=partial(pools, 0, 3)),
     'step2-without-crop': experiment(step2, 'all 28×28 pixels', model=partial(uncropped, Model_2)),
     'step2-without-dropout': experiment(step2, 'without dropout', model=Model_3),
@@ -149,7 +148,6 @@ experiments = {
     'wd-0.01': experiment(step3, 'weight decay 0.01 instead of 0.1', wd=.01),
     'blurred': experiment(step3, 'both poolings blurred', model=partial(blurred, 2, 4)),
     'blurred-second': experiment(step3, 'the second pooling blurred', model=partial(blurred, 4)),
-    'bs-128': experiment(step3, 'batches of 128 instead of 256', bs=128),
 }
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from experiments import experiments, here, key, recipe
 import report
-import fastai, pandas as pd, torch, torchvision
+import dask, fastai, pandas as pd, torch, torchvision
 from dask.distributed import Client, as_completed
 from fastcore.script import CliError, call_parse
 from filelock import FileLock
@@ -120,8 +120,11 @@ def append(to, run, epochs):
 
 def connect(scheduler):
     "Dask's workers: those of a scheduler, or processes of this machine, one a core."
-    # Near a limit of its memory a worker would stop without a word.
-    if not scheduler: return Client(threads_per_worker=1, memory_limit=0, dashboard_address=':0')
+    if not scheduler:
+        # Dask lets workers give memory back at once: then a run takes twice as long, most of it page faults. And near a
+        # limit of its memory a worker would stop without a word.
+        dask.config.set({'distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_': None})
+        return Client(threads_per_worker=1, memory_limit=0, dashboard_address=':0')
     try: client = Client(scheduler)
     except (OSError, ValueError) as e: raise CliError(f'--scheduler: {e}. Nothing was trained.') from None
     if not client.nthreads(): print('The scheduler has no workers yet: waiting for the first', flush=True)

@@ -73,6 +73,7 @@ def test_a_run_that_fails_does_not_lose_the_others(monkeypatch, tmp_path):
     for _ in range(2):  # a repeat ends the same way
         refused(why, 'diverges', 'breaks', 'short', seeds=1, data='digits', to=tmp_path)
         assert [*pd.read_csv(tmp_path/'runs.csv').experiment] == ['short']
+    assert not dask.config.get('distributed.nanny.pre-spawn-environ.MALLOC_TRIM_THRESHOLD_')
 
 def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
     monkeypatch.setattr(record, 'here', tmp_path)
@@ -110,13 +111,13 @@ def test_the_commands_for_a_cluster_survive_kills(tmp_path):
     run,rows = train(0, name='step3-4epochs')  # what a killed recording left: a whole run, and half of another
     record.append(tmp_path, run, pd.concat([rows, rows.iloc[:1].assign(seed=1)]))
     start = partial(subprocess.Popen, shell=True, cwd=project, process_group=0, text=True, stdout=subprocess.PIPE)
-    _,scheduler,workers,recording = readme_commands(tmp_path)
+    _,scheduler,memory,workers,recording = readme_commands(tmp_path)
     started = [start(scheduler), start(recording)]
     _,recording = started
     try:
         assert recording.stdout.readline() == '3 runs to record\n'
         assert 'no workers yet' in recording.stdout.readline()
-        started.append(start(workers))
+        started.append(start(f'{memory}; {workers}'))
         assert recording.stdout.readline().endswith('; 1 of 3 runs\n')
         psutil.Process(started[-1].pid).children(recursive=True)[-1].kill()  # what it started last is a worker
         assert recording.wait(300) == 0
