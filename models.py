@@ -38,22 +38,6 @@ class P4Conv2d(nn.Conv2d):
         return F.conv2d(x, w, padding=self.padding)
 
 
-class BlurPool(nn.Module):
-    """2×2 max-pooling without aliasing: from maps (n, c, w, w), `w` even, to (n, c, w/2, w/2).
-
-    Ordinary 2×2 max-pooling takes every second of the maxima, so its maps change when the image is shifted by a pixel.
-    Here the maximum has stride 1, and a blur by [1 2 1]×[1 2 1]/16 goes before the stride of 2 (Zhang 2019, "Making
-    Convolutional Networks Shift-Invariant Again", section 3). The maxima have an odd width, so the blur is symmetrical.
-    """
-    kernel_size,stride = 4,2  # of both together, for `layers`
-
-    def forward(self, x):
-        x = F.max_pool2d(x, 2, stride=1)
-        line = x.new_tensor([1, 2, 1])/4
-        kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
-        return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
-
-
 def block(conv, nf, pool=None, p=0.):
     """`conv`, the layer `pool` if there is one, batch norm, SiLU, dropout of `p` if that is not zero.
 

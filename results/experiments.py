@@ -7,12 +7,13 @@ from types import SimpleNamespace
 here = Path(__file__).resolve().parent
 sys.path.insert(0, str(here.parent))
 
-import step1, step2, step3
+import step1, step2, step3, torch
 from fastai.callback.tracker import TerminateOnNaNCallback
 from fastai.optimizer import SGD
 from torch import nn
+from torch.nn import functional as F
 
-from models import BlurPool, Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
 
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
@@ -55,6 +56,21 @@ def pools(layers_later, place=1):
         net[i+layers_later].insert(place, pool)
     if layers_later == -1: net[7] = nn.Conv2d(32, 32, 4, groups=32, bias=False)  # the last map is 4×4 then
     return net
+
+class BlurPool(nn.Module):
+    """2×2 max-pooling without aliasing: from maps (n, c, w, w), `w` even, to (n, c, w/2, w/2).
+
+    Ordinary 2×2 max-pooling takes every second of the maxima, so its maps change when the image is shifted by a pixel.
+    Here the maximum has stride 1, and a blur by [1 2 1]×[1 2 1]/16 goes before the stride of 2 (Zhang 2019, "Making
+    Convolutional Networks Shift-Invariant Again", section 3). The maxima have an odd width, so the blur is symmetrical.
+    """
+    kernel_size,stride = 4,2  # of both together, for `layers`
+
+    def forward(self, x):
+        x = F.max_pool2d(x, 2, stride=1)
+        line = x.new_tensor([1, 2, 1])/4
+        kernel = torch.outer(line, line).expand(x.shape[1], 1, 3, 3)
+        return F.conv2d(x, kernel, stride=2, padding=1, groups=x.shape[1])
 
 def blurred(*places):
     "Model_3 with blurred pooling in the layers at `places`."

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from conftest import close
-from models import BlurPool, Model_2, P4Conv2d, budget, count, create, layers, nets, table
+from experiments import BlurPool
+from models import Model_2, P4Conv2d, budget, count, create, layers, nets, table
 
 every_net = pytest.mark.parametrize('name', nets)
 
