@@ -123,6 +123,7 @@ experiments = {
     'step1': experiment(step1),
     'step2': experiment(step2),
     'step3': experiment(step3),
+    'step3-again': experiment(step3),  # for the accuracy of nine shifts
     'step3-8epochs': experiment(step3, epochs=8),
     'step3-4epochs': experiment(step3, epochs=4),
     'step3-3epochs': experiment(step3, epochs=3),
