@@ -72,10 +72,7 @@ def check_size(x):
 
 class Net(nn.Sequential):
     "Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[:-1]`, is an `nn.Sequential`."
-    def __getitem__(self, i):
-        if isinstance(i, slice): return nn.Sequential(*list(self)[i])
-        return super().__getitem__(i)
-
+    def __getitem__(self, i): return nn.Sequential(*self)[i]
     def forward(self, x):
         check_size(x)
         # The same numbers, but with the one channel last in memory; so all maps are channels-last: faster on a CPU.
