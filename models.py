@@ -170,6 +170,8 @@ def layers(net):
 
 def table(net):
     "`layers(net)` as text, with the total against the budget."
+    net = deepcopy(net).cpu()
+    net.eval()(torch.zeros(1, 1, 28, 28))  # lazy layers find their sizes
     lines = [f"{'layer':<18}{'output':>14}{'parameters':>12}{'receptive field':>17}"]
     for name,shape,n,field in layers(net):
         output = '×'.join(map(str, shape))

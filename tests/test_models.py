@@ -124,6 +124,7 @@ def test_a_table_says_only_what_it_knows():
     assert column(3, nn.Sequential(nn.Flatten(), nn.Linear(784, 10))) == [28, 28]
     assert column(3, nn.Conv2d(1, 1, 3, dilation=2)) == [5]
     assert table(OwnForward()).count('–') == 2
+    assert '7,850' in table(nn.Sequential(nn.Flatten(), nn.LazyLinear(10)))
 
 @pytest.mark.parametrize('wrong', ['Model_9', Model_2()], ids=str)
 def test_create_says_what_it_takes(wrong):
