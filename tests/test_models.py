@@ -7,7 +7,6 @@ from torch.nn import functional as F
 from torch.nn.utils import parameters_to_vector
 
 from conftest import close
-from experiments import BlurPool
 from models import Model_2, P4Conv2d, budget, count, create, layers, nets, table
 
 every_net = pytest.mark.parametrize('name', nets)
@@ -64,16 +63,6 @@ def test_p4_maps_rotate_with_the_image(pad):
     assert close(first(turned(x)), turned_maps(y))
     assert close(second(turned_maps(y)), turned_maps(second(y)))
     assert second(y).shape[1] == second.out_channels == 20
-
-@pytest.mark.parametrize('width', [10, 20])
-def test_blurred_pooling(width):
-    "Two averages of two are a binomial blur; the maps rotate with the image; a net of any channels can be traced."
-    x = torch.randn(2, 3, width, width)
-    own = nn.Sequential(nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1, 1), nn.AvgPool2d(2))
-    pool = torch.fx.symbolic_trace(BlurPool())
-    assert pool(x).shape[-1] == width//2
-    assert close(pool(x), own(x))
-    assert close(pool(turned(x)), turned(pool(x)))
 
 def plain(layer):
     "`layer` such that no path to a pixel cancels or hides: positive weights, averages for maxima."

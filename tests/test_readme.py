@@ -68,7 +68,7 @@ def shell(terminal, environment):
     environment['PATH'] = f'tools:{environment["PATH"]}'
     python = f'exec {shlex.quote(sys.executable)}'
     scripts = {
-        'tools/uv': '[ "$1 $2 $4 $5" = "run --python --no-project --with-requirements" ] && [ -f "$6" ] && shift 6 && exec "$@"',
+        'tools/uv': '[ "$1 $2 $4" = "run --python --no-project" ] && [ -f "$6" ] && shift 6 && exec "$@"',
         'tools/python3': '[ "$*" = "-m venv .venv" ]',
         'tools/python': f'{python} "$@"',
         '.venv/bin/python': f'{python} "$@"',

@@ -4,13 +4,14 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from unittest.mock import Mock
 
-import dask, pandas as pd, psutil, pytest
+import dask, pandas as pd, psutil, pytest, torch
 from dask.distributed import Client, as_completed
 from fastcore.script import CliError
+from torch import nn
 
 import data, record
-from conftest import project
-from experiments import experiment, experiments, key, recipe, step1, step3_constant
+from conftest import close, project
+from experiments import BlurPool, experiment, experiments, key, recipe, step1, step3_constant
 
 @pytest.fixture(autouse=True)
 def short(monkeypatch): monkeypatch.setitem(experiments, 'short', experiment(step1, epochs=2))
@@ -89,13 +90,21 @@ def test_the_commit_is_that_of_tracked_code(monkeypatch, tmp_path):
     monkeypatch.setenv('PATH', '')  # without git
     assert record.commit() == 'unknown'
 
+@pytest.mark.parametrize('width', [10, 20])
+def test_blurred_pooling(width):
+    "Two averages of two are a binomial blur, too."
+    x = torch.randn(2, 3, width, width)
+    pooled = nn.Sequential(nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1, 1), nn.AvgPool2d(2))(x)
+    assert close(BlurPool()(x), pooled)
+    assert close(BlurPool()(x.rot90(1, (2, 3))), pooled.rot90(1, (2, 3)))
+
 def readme_commands(to):
     "The commands of results/README.md, for four epochs on the small digits."
     with socket.create_server(('127.0.0.1', 0)) as free: port = free.getsockname()[1]
     digits = f'step3-4epochs --data digits --to {to}'
     text = (project/'results'/'README.md').read_text(encoding='utf-8')
     text = text.replace('NAME', digits).replace('step3 --seeds 20', f'{digits} --seeds 4')
-    text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1')
+    text = text.replace('8786', f'{port}').replace('HOST', '127.0.0.1').replace('--nworkers 2', '--nworkers 1')
     return re.findall(r'\n    (.*)', text.replace('python ', f'{sys.executable} '))
 
 def test_the_command_on_folds(untrained, monkeypatch, tmp_path, capsys):
