@@ -49,7 +49,7 @@ plain = Figures('step2-plain-filters')
 large = Figures('step2-large-kernel')
 no_dropout = Figures('step2-without-dropout')
 large_kernel = models.layers(models.Model_1())[-2][2]
-neither = 'a constant learning rate of 0.006, without the average'
+neither = 'a constant learning rate of {}, without the average'
 rest_of_3 = 'schedule, weight decay and average, against step 2 without dropout'
 
 expected = dict(
@@ -74,7 +74,7 @@ expected = dict(
         {target(step3)} 2 {both(met('step2', step3.target))} {two.sd}
         {result(three)}
         2 {three.gap} {three.sd} 95
-        {size(neither)} 3 {size('without the average of the weights')}
+        {size(neither.format(step2.lr))} 2 {size(neither.format(.006))} 0.006 {size('without the average of the weights')}
         2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')}
         {size('all of step 3, against step 2')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))}
@@ -106,7 +106,7 @@ expected_of_pages = {
         7,547 99.31 7,873 99.26 {step3.wd} 7,873 99.45""",
     'USING.md': f"""1,797 {gpu_figures.mean} {gpu_figures.margin} {gpu_figures.lowest} {both(met('step3-GPU'))}
         {gpu.seconds.min()} {gpu.seconds.max()}""",
-    'results/README.md': f"""60,000 1 6 3.11 95 5 {target(step3)} 25 27 0 4 0.006 98.30 98.80 12 95 {held[1]} 0 2 3 5
+    'results/README.md': f"""60,000 1 6 3.11 95 5 {target(step3)} 25 28 0 4 0.006 0.03 98.30 98.80 12 95 {held[1]} 0 2 3 5
         {step1.lr} {step3.lr} {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')} 95"""}
 
 @pytest.mark.parametrize('page', pages)
