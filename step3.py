@@ -57,7 +57,7 @@ class WeightAverage(Callback):
     The first batches are to be forgotten: after n batches, batch k counts in proportion to about (k/n)**(`part`-1).
     With `part` 9 the last ninth of the batches has 65% of the weight. This is polynomial-decay averaging (Shamir and
     Zhang 2013, "Stochastic Gradient Descent for Non-smooth Optimization: Convergence Results and Optimal Averaging
-    Schemes"). Net and average exchange their values in place: the average comes into the net before each validation,
+    Schemes"). Net and average exchange their values: the average comes into the net before each validation,
     the weights come back before the next batch of training. After the last epoch there is none, so the average stays.
     """
     def __init__(self, part): self.part = part
