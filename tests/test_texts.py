@@ -102,7 +102,7 @@ def by_chance(accuracy):
 expected_of_pages = {
     'README.md': f"""99.4 8,000 99.4 8,000
         {both(since('step3'))} {target(step3)} 95 {by_chance(three.mean)} 1.96 10,000 {held[5]}
-        3.11 3.14 2 3 4 5
+        3.11 3.14
         7,547 99.31 7,873 99.26 {step3.wd} 7,873 99.45""",
     'USING.md': f"""1,797 {gpu_figures.mean} {gpu_figures.margin} {gpu_figures.lowest} {both(met('step3-GPU'))}
         {gpu.seconds.min()} {gpu.seconds.max()}""",
