@@ -136,17 +136,22 @@ def test_squared_paper(learn):
 
 def test_files_with_their_labels(learn, tmp_path):
     files = [tmp_path/f'{digit}.png' for digit in range(10)]
-    for digit,file in enumerate(files): photographed(printed(digit)).save(file)
+    for digit,file in enumerate(files):
+        photo = photographed(printed(digit))
+        photo.save(file)
     labelled = [(mnist_form(file), int(file.stem)) for file in files]
     labelled[9] = labelled[9][0],8  # a wrong label
-    assert learn.validate(dl=learn.dls.test_dl(labelled, with_labels=True))[1] == pytest.approx(.9)
+    dl = learn.dls.test_dl(labelled, with_labels=True)
+    assert learn.validate(dl=dl)[1] == pytest.approx(.9)
     for o in (str(files[2]), io.BytesIO(files[2].read_bytes()), PILImageBW.create(files[2])):
-        assert learn.predict(mnist_form(o))[0] == '2'
+        x = mnist_form(o)
+        assert learn.predict(x)[0] == '2'
 
 def test_what_is_no_digit(tmp_path):
     for image in (blank(90, 60), photographed(blank(300, 200))):
         image.save(tmp_path/'blank.png')
-        with pytest.raises(ValueError, match='blank.png: there is no ink'): mnist_form(tmp_path/'blank.png')
+        with pytest.raises(ValueError, match='blank.png: there is no ink'):
+            mnist_form(tmp_path/'blank.png')
     with pytest.raises(FileNotFoundError, match='none.png'): mnist_form('none.png')
 
 @pytest.mark.mnist

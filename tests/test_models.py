@@ -25,7 +25,8 @@ def test_logits_and_gradients_for_any_batch(name, n):
     loss = F.cross_entropy(y, torch.arange(n))
     loss.backward()
     assert y.shape == (n, 10)
-    for p in net.parameters(): assert p.grad.any()
+    for p in net.parameters():
+        assert p.grad.any()
 
 @pytest.mark.parametrize('shape', [(1, 32, 32), (3, 28, 28)])
 @pytest.mark.parametrize('use', [nn.Identity(), torch.fx.symbolic_trace])
@@ -66,8 +67,10 @@ def test_p4_maps_rotate_with_the_image(pad):
 
 def plain(layer):
     "`layer` such that no path to a pixel cancels or hides: positive weights, averages for maxima."
-    if isinstance(layer, nn.Conv2d): nn.init.ones_(layer.weight)
-    if isinstance(layer, nn.MaxPool2d): return nn.AvgPool2d(2)
+    if isinstance(layer, nn.Conv2d):
+        nn.init.ones_(layer.weight)
+    if isinstance(layer, nn.MaxPool2d):
+        return nn.AvgPool2d(2)
     return layer
 
 @every_net
@@ -92,19 +95,24 @@ def test_table(name):
     assert rows[-1][3] >= 28  # the whole image is seen
     assert sum(row[2] for row in rows) == count(net)
     assert f'{count(net):,}' in table(net)
-    for buffer in net.buffers(): assert buffer.unique() in (0, 1)  # batch norm's statistics are as they were
+    for buffer in net.buffers():
+        assert buffer.unique() in (0, 1)  # batch norm's statistics are as they were
 
 class OwnForward(nn.Module):
     "As tutorials write a net: a function pools, before `first` by `n`; `again` is called twice, with a residual path."
     def __init__(self, n=1):
         super().__init__()
-        self.n,self.first,self.again = n,nn.Conv2d(1, 10, 5),nn.Conv2d(10, 10, 3, padding=1)
+        self.n = n
+        self.first = nn.Conv2d(1, 10, 5)
+        self.again = nn.Conv2d(10, 10, 3, padding=1)
     def forward(self, x):
         x = self.first(F.max_pool2d(x, self.n))
         x = F.max_pool2d(x, 2)
         return x + self.again(self.again(x))
 
-def column(i, net): return [row[i] for row in layers(net)]
+def column(i, net):
+    rows = layers(net)
+    return [row[i] for row in rows]
 
 def test_a_table_says_only_what_it_knows():
     assert column(1, OwnForward()) == [(10, 24, 24), (10, 12, 12), (10, 12, 12)]

@@ -95,8 +95,10 @@ def test_blurred_pooling(width):
     "Two averages of two are a binomial blur, too."
     x = torch.randn(2, 3, width, width)
     pooled = nn.Sequential(nn.MaxPool2d(2, 1), nn.AvgPool2d(2, 1, 1), nn.AvgPool2d(2))(x)
-    assert close(BlurPool()(x), pooled)
-    assert close(BlurPool()(x.rot90(1, (2, 3))), pooled.rot90(1, (2, 3)))
+    blurred = BlurPool()
+    assert close(blurred(x), pooled)
+    turned = x.rot90(1, (2, 3))
+    assert close(blurred(turned), pooled.rot90(1, (2, 3)))
 
 def readme_commands(to):
     "The commands of results/README.md, for four epochs on the small digits."

@@ -74,7 +74,8 @@ expected = dict(
         {target(step3)} 2 {both(met('step2', step3.target))} {two.sd}
         {result(three)}
         2 {three.gap} {three.sd} 95
-        {size(neither.format(step2.lr))} 2 {size(neither.format(.006))} 0.006 {size('without the average of the weights')}
+        {size(neither.format(step2.lr))} 2 {size(neither.format(.006))} 0.006
+        {size('without the average of the weights')}
         2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')}
         {size('all of step 3, against step 2')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))}
