@@ -147,8 +147,15 @@ def commands_in_words():
     said = [f'{what} takes {seconds:.0f} seconds' for what,seconds in commands.median().items()]
     yield f'From its start to its last picture, {" and ".join(said)}.'
 
+def shifts_in_words():
+    again = tested.loc['step3-again']
+    gain = 100*again.shifted_accuracy - again.final
+    yield (f'Step 3 once more, with {len(again)} seeds: {again.final.mean():.2f}% after the last epoch. Nine answers '
+           f'averaged, to each image and to its eight shifts by one pixel, change this by '
+           f'{gain.mean():+.3f} ± {margin(gain):.3f} percentage points.')
+
 tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds,
-              speed=speed_table, command=commands_in_words)
+              speed=speed_table, command=commands_in_words, shifts=shifts_in_words)
 
 def fill(text):
     "`text` with its tables as the recorded runs give them."
