@@ -1,6 +1,7 @@
 "What is compared: the nets of the experiments, the table of experiments, and the recipe of each."
 import hashlib, inspect, json, sys
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +14,7 @@ from fastai.optimizer import SGD
 from torch import nn
 from torch.nn import functional as F
 
-from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, head, layers
+from models import Model_1, Model_2, Model_3, Model_4, Model_5, Net, conv, count, head, layers
 
 key = ['experiment', 'fold', 'seed']  # a run; fold 0: trained on all training images, evaluated on the test images
 
@@ -166,6 +167,12 @@ experiments = {
     'blurred': experiment(step3, 'both poolings blurred', model=partial(blurred, 2, 4)),
     'blurred-second': experiment(step3, 'the second pooling blurred', model=partial(blurred, 4)),
 }
+
+# Small nets, to find the smallest one that is good enough: filters of the six layers.
+for filters in product([2], [2], [2, 3], [3, 4], [3, 4, 5], [3, 4]):
+    small = partial(Model_2, filters, p=0.)
+    name = 'filters-' + ''.join(map(str, filters))
+    if count(small()) <= 2700: experiments[name] = experiment(step3, model=small)
 
 
 def digest(net):
