@@ -1,36 +1,56 @@
-"""Step 3: augmentation, one cycle of the learning rate, weight decay, the average of the weights: to the goal
+"""Step 3: random warps, one cycle of the learning rate, the average of the weights: to the goal
 
 Target
+    Step 2 meets the goal in 2 of 10 seeds: a gap of 0.32 percentage points and a fluctuation of 0.06 are left. The net
+    stays as it is, the training changes:
+    - Random warps of the training images, new in every epoch: the net never sees an image twice. Against the gap.
+    - No dropout: the warps should do its work.
+    - One cycle of the learning rate: up to a peak, then down to about zero. So the last steps are small, and the weights
+      settle. Against the fluctuation.
+    - The average of the weights, over about the last ninth of the batches: single steps scatter around it. Against the
+      fluctuation, too.
+    - Weight decay 0.1 instead of fastai's 0.01: it keeps the weights smaller. Against the gap.
     99.40% in each of the last three epochs, in every seed: the goal of the assignment, "consistently in the last
-    epochs" taken literally. Step 2 meets this in 2 of 10 seeds: its gap is too large, and it fluctuates by 0.06
-    percentage points (standard deviation over a seed's last five epochs).
+    epochs" taken literally.
 Result
-    parameters  7,596
-    train       99.79% after the last epoch
-    test        99.62% after the last epoch; last five of 15 epochs: mean 99.62% ± 0.02, lowest 99.54%
+    parameters   7,596
+    train        99.79% after the last epoch, without dropout and augmentation
+    test         99.62% after the last epoch; last five of 15 epochs: mean 99.62% ± 0.02, lowest 99.54%
+    gap          0.17 percentage points: train minus test accuracy after the last epoch
+    fluctuation  0.02 percentage points: standard deviation of the test accuracy over a seed's last five epochs
+    target met   in 20 of 20 seeds
     Means over seeds 0 to 19, none left out; ± is the 95% interval; "lowest" is the worst of these epochs in any seed.
 Analysis
-    The net is that of step 2 without dropout. The gap falls to 0.17 percentage points. A seed now fluctuates by 0.02.
-    Change in test accuracy in percentage points, 95% interval over ten seeds; seeds that meet the target; clear?
-        +0.24 ± 0.04  20 of 20  yes  all of step 3, against step 2
-        -0.34 ± 0.07   0 of 10  yes  a constant learning rate of 0.006, without the average
-        -0.23 ± 0.05   3 of 10  yes  a constant learning rate of 0.003, without the average
-        -0.06 ± 0.02  10 of 10  yes  without the average of the weights
-        -0.01 ± 0.03  10 of 10  no   a constant learning rate of 0.006
-        +0.30 ± 0.05  10 of 10  yes  schedule, weight decay and average, against step 2 without dropout
-        -0.07 ± 0.03  10 of 10  yes  without augmentation
-        -0.02 ± 0.03  10 of 10  no   without the elastic distortion
-        +0.00 ± 0.04  10 of 10  no   weight decay 0.01 instead of 0.1
-        -0.03 ± 0.04  10 of 10  no   with the dropout of step 2
-    Without both average and one cycle 0.23 is lost at the rate of step 2, and 0.34 at 0.006. Either alone does most of
-    their work: the average, at a constant rate, loses nothing that is shown; one cycle alone loses 0.06. We explain it
-    so: both calm the last steps, one by averaging them, the other by making them small. One cycle and decay have no
-    effect shown beside the average. They are kept: the usual solutions have a schedule, and folds chose the decay
-    earlier.
-    From step 2 without dropout (-0.14) they add 0.30 with the average, augmentation 0.07: rounded, 0.24 in all. With
-    the average the first seed has 99.40% or more from epoch 2 on, the last one from 5; without it from 9 and 12.
-    Most often 9 is read as 4, 5 as 3, 4 as 9. The peak rate of 0.015 comes from earlier work; `lr_find` has 0.0010
-    (valley) to 0.0145 (minimum). On held-out images no other value of a number below was shown to be better.
+    The gap falls from 0.32 to 0.17, the fluctuation from 0.06 to 0.02. Each row below changes one thing in this step,
+    unless it says "against" or names two. Accuracy: by how many percentage points the mean of the last five epochs
+    changes, with the 95% interval over ten seeds. Clear: significant after a correction for all rows of all steps.
+
+        accuracy      clear  gap   fluctuation  target met
+                             0.17  0.02         20 of 20    step 3 itself
+        +0.24 ± 0.04  yes    0.17  0.02         20 of 20    all of step 3, against step 2
+        -0.07 ± 0.03  yes    0.43  0.02         10 of 10    without augmentation
+        -0.03 ± 0.03  no     0.35  0.02         10 of 10    the elastic distortion only
+        -0.02 ± 0.03  no     0.23  0.02         10 of 10    without the elastic distortion
+        -0.03 ± 0.04  no     0.15  0.02         10 of 10    with the dropout of step 2
+        -0.06 ± 0.02  yes    0.19  0.05         10 of 10    without the average of the weights
+        -0.01 ± 0.03  no     0.12  0.02         10 of 10    a constant learning rate of 0.006
+        -0.34 ± 0.07  yes    0.12  0.12         0 of 10     a constant learning rate of 0.006, without the average
+        -0.23 ± 0.05  yes    0.14  0.08         3 of 10     a constant learning rate of 0.003, without the average
+        +0.00 ± 0.04  no     0.18  0.02         10 of 10    weight decay 0.01 instead of 0.1
+
+    The gap: warps narrow it. Without them it is 0.43, and 0.07 of accuracy is lost. Dropout is not needed beside them:
+    with it no effect on the accuracy is shown, and an epoch takes 1.37 times as long.
+    The fluctuation: one cycle and the average each lower it. With neither it is 0.12 at a constant rate of 0.006, and
+    0.08 at 0.003, the rate of step 2. One cycle alone has 0.05, the average alone 0.02.
+    A small gap alone is not enough. With neither cycle nor average, at 0.006, the gap is only 0.12, but no seed meets
+    the goal: the weights do not settle, and even train accuracy is only 99.40%.
+    The average brings 99.40% earlier: from epoch 2 to 5 on, the first to the last seed, without it from 9 to 12. After
+    the last epoch it makes no difference that is shown: -0.01 ± 0.02 without it.
+    With the average, a schedule is not needed: at a constant rate of 0.006 no loss is shown, and each seed has 99.40%
+    or more from epoch 3 on. (Looked at afterwards.) One cycle stays, as the usual solutions lower the rate, too.
+    Weight decay has no effect that is shown; it stays from earlier work. So does the peak rate of 0.015: `lr_find` does
+    not settle it, its suggestions go from 0.0010 (valley) to 0.0145 (minimum).
+    What is left: most often 9 is read as 4, 5 as 3, 4 as 9.
 """
 import report
 from data import RandomWarp, mnist_dls

@@ -15,23 +15,34 @@ def save_picture(name):
     plt.savefig(here/'pictures'/f'{name}.png', dpi=100)
     plt.close()
 
-def save_plot(name, **labels):
-    "Draw the goal, labels and legend of a plot, and save it."
-    plt.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
-    plt.gca().set(**labels)
-    plt.legend(loc='lower right', fontsize=9)
-    save_picture(name)
+def draw_goal(ax):
+    ax.axhline(99.4, color='black', lw=1, ls=':', label='the goal: 99.40%')
+    ax.legend(loc='lower right', fontsize=9)
 
 def draw_step(step, before=None):
-    "Every seed's test accuracy by epoch, their mean, the train accuracy, and the mean of the step before."
-    percent = 100*epochs.query('fold == 0').set_index(['experiment', 'epoch', 'seed'])
-    means = percent.groupby(['experiment', 'epoch']).mean()
-    train,test = means.train_accuracy[step],means.valid_accuracy
-    plt.plot(percent.valid_accuracy[step].unstack(), 'C0', lw=.7, alpha=.6)
-    plt.plot(test[step], 'C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
-    plt.plot(train, 'C1--', label=f'{step}: train, as it trains')
-    if before: plt.plot(test[before], 'grey', lw=2, label=f'{before}: test, mean of the seeds')
-    save_plot(step, ylim=(98, 100), xticks=train.index, xlabel='epoch', ylabel='accuracy, %')
+    "Loss and accuracy by epoch: in test of each seed and their mean, in training, and in test of the step before."
+    tested = epochs.query('fold == 0').set_index(['experiment', 'epoch', 'seed'])
+    _,axes = plt.subplots(1, 2, figsize=(12, 4.5))
+    for ax,values in zip(axes, (tested.filter(like='loss'), 100*tested.filter(like='accuracy'))):
+        values.columns = ['train', 'test']
+        means = values.groupby(['experiment', 'epoch']).mean()
+        train = means.train[step]
+        ax.plot(values.test[step].unstack(), 'C0', lw=.7, alpha=.6)
+        ax.plot(means.test[step], 'C0', lw=2.5, label=f'{step}: test, mean of the seeds (thin: each seed)')
+        ax.plot(train, 'C1--', label=f'{step}: train, as it trains')
+        if before:
+            ax.plot(means.test[before], 'grey', lw=2, label=f'{before}: test, mean of the seeds')
+        ax.set_xticks(train.index)
+        ax.set_xlabel('epoch')
+    loss,accuracy = axes
+    loss.set_yscale('log')
+    loss.set_ylim(.008, .2)
+    loss.set_yticks([.01, .1], ['0.01', '0.1'])
+    loss.set_ylabel('loss')
+    accuracy.set_ylim(98, 100)
+    accuracy.set_ylabel('accuracy, %')
+    draw_goal(accuracy)
+    save_picture(step)
 
 def draw_parameters():
     "Accuracy against parameters: our nets with their 95% intervals, and public runs (results/public.csv)."
@@ -44,7 +55,10 @@ def draw_parameters():
         label = name.removeprefix('step3-')
         plt.errorbar(found.parameters[0], found.accuracy.mean(), margin(found.accuracy),
                      fmt='o', capsize=3, label=label)
-    save_plot('parameters', xlabel='parameters', ylabel='test accuracy, mean of the last five epochs, %')
+    plt.xlabel('parameters')
+    plt.ylabel('test accuracy, mean of the last five epochs, %')
+    draw_goal(plt.gca())
+    save_picture('parameters')
 
 @torch.no_grad()
 def draw_p4(net, image):

@@ -81,6 +81,7 @@ def ways():
         'on one thread': epoch(),
         'with ordinary convolutions, fewer channels': epoch(model=partial(plain_filters, 0.)),
         'without the crop to 24×24': epoch(model=uncropped),
+        'with the dropout of step 2': epoch(model=Model_2),
         'the same net in the usual way': usual(),
         'step2.py': epoch(step2),
         'step2.py on all 28×28 pixels': epoch(step2, model=partial(uncropped, Model_2)),

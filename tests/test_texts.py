@@ -6,7 +6,7 @@ from fastai.vision.all import Callback, CancelFitException
 
 import data, evidence, experiments, models, record, report, step1, step2, step3
 from conftest import project
-from evidence import difference_text, epochs, measured, met, pairs, runs, since, tested
+from evidence import by_images, difference, epochs, in_words, level, measured, met, pairs, runs, since, tested
 from experiments import key, recipe
 
 steps = dict(step1=step1, step2=step2, step3=step3)
@@ -14,109 +14,124 @@ pages = {name: (project/name).read_text(encoding='utf-8') for name in ('README.m
 rates = pd.read_csv(evidence.here/'lr_find.csv').groupby('step').median(numeric_only=True)
 times = pd.read_csv(evidence.here/'speed.csv')
 
-# ---- The numbers of a text, in their order ---------------------------------------------------------------------------
+# ---- The figures of a text, in their order ---------------------------------------------------------------------------
 
 def numbers(text): return re.findall(r'\d+(?:[.,]\d+)*', text)
 
-class Figures:
-    "What a text may say of an experiment, as it is printed."
-    def __init__(self, name):
-        found = tested.loc[name]
-        self.parameters = f'{found.parameters[0]:,}'
-        self.train = f'{100*found.clean_accuracy.mean():.2f}'
-        self.test = f'{found.final.mean():.2f}'
-        self.gap = f'{float(self.train) - float(self.test):.2f}'  # a reader subtracts these
-        self.mean = f'{found.accuracy.mean():.2f}'
-        self.margin = f'{evidence.margin(found.accuracy):.2f}'
-        self.lowest = f'{found.lowest.min():.2f}'
-        self.sd = f'{found.sd.mean():.2f}'
-        self.last_seed = len(found) - 1
+def figures(text):
+    "Numbers with a point or a comma, two and more in a row, 3 of 5, 2 to 5, epochs; others may be the step or a size."
+    return re.findall(r'\d+(?:[.,]\d+)+|\d+(?:(?: | of | to )\d+)+|(?<=epoch )\d+|\d+(?= epochs)', text)
 
-def size(what): return numbers(difference_text(what))[0]
+def check(text, expected):
+    "`_` in `expected`: a figure that was not measured here."
+    found,expected = numbers(' '.join(figures(text))),expected.split()
+    assert [said if fits == '_' else fits for said,fits in zip(found, expected)] == found
+    assert len(found) == len(expected)
+
+def size(what): return numbers(in_words(difference(what)))[0]
 def both(text): return ' '.join(numbers(text))
 def suggestion(step, name): return f'{rates.loc[step, name]:.4f}'
-def ratio(way): return f"{(times[way]/times['step2.py']).median():.2f}"
+def ratio(way, base='step2.py'): return f'{(times[way]/times[base]).median():.2f}'
 def target(step): return f'{100*step.target:.2f}'
 def errors(step): return f'{100*(1 - step.target):.2f}'
-def result(f): return f'{f.parameters} {f.train} {f.test} 15 {f.mean} {f.margin} {f.lowest} 0 {f.last_seed} 95'
+def parameters(name): return f'{tested.loc[name].parameters[0]:,}'
 def channels(net):
     found = [layer.out_channels for layer in net.modules() if isinstance(layer, torch.nn.Conv2d)]
     return ' '.join(map(str, found[:6]))
 
-one,two,three = map(Figures, steps)
-twice = Figures('step1-twice-channels')
-plain = Figures('step2-plain-filters')
-large = Figures('step2-large-kernel')
-no_dropout = Figures('step2-without-dropout')
+def last(name): return f"{level(name, 'train')} {level(name, 'final')}"
+def gap(name): return level(name, 'gap')
+def fluctuation(name): return level(name, 'fluctuation')
+def mean(name):
+    found = tested.loc[name]
+    return f"{level(name, 'accuracy')} {evidence.margin(found.accuracy):.2f} {found.lowest.min():.2f}"
+def result(name):
+    return f"""{parameters(name)} {last(name)} {steps[name].epochs} {mean(name)} {gap(name)} {fluctuation(name)}
+        {both(met(name))} 0 {len(tested.loc[name]) - 1}"""
+
 large_kernel = models.layers(models.Model_1())[-2][2]
-neither = 'a constant learning rate of {}, without the average'
-rest_of_3 = 'schedule, weight decay and average, against step 2 without dropout'
+neither = 'constant-0.006-without-average'
+budget = f'{models.budget:,}'
+all_targets = f'{target(step3)} {errors(step3)} {errors(step1)} {errors(step2)} {errors(step3)}'
+last_epoch = difference('without the average of the weights', 'final')
 
 expected = dict(
-    step1=f"""1
-        {target(step1)} {target(step3)} {errors(step3)} 2 3 {errors(step1)} {errors(step2)} {errors(step3)}
-        {result(one)}
-        {one.gap} {one.sd} 95
-        {twice.parameters} 8,000 2 {large_kernel:,} {one.parameters} 2
+    step1=f"""{budget} {target(step1)} {all_targets} {result('step1')}
+        {gap('step1')} {fluctuation('step1')}
+        {size('without batch norm')} {parameters('step1-twice-channels')} {large_kernel:,} {parameters('step1')}
         {step1.lr} {suggestion('step1', 'valley')} {suggestion('step1', 'slide')}""",
-    step2=f"""2 4
-        {target(step2)} 1 {errors(step2)} {errors(step1)} 1 {both(met('step1', step2.target))} {one.mean} 1
-        {result(two)}
-        {two.gap} {no_dropout.gap} 1
-        {size('the net without dropout, against step 1')} 1 {size('without dropout')}
-        {size('all of step 2, against step 1')}
-        95 4 {channels(models.Model_2())} {channels(models.Model_1())}
-        {channels(experiments.plain_filters())} {plain.parameters} {large.parameters}
-        24 24 {ratio('step2.py on all 28×28 pixels')} {ratio('step2.py with pooling after batch norm and SiLU')}
-        5 {suggestion('step2', 'valley')} {suggestion('step2', 'slide')}
-        3 {two.sd}""",
-    step3=f"""3
-        {target(step3)} 2 {both(met('step2', step3.target))} {two.sd}
-        {result(three)}
-        2 {three.gap} {three.sd} 95
-        {size(neither.format(step2.lr))} 2 {size(neither.format(.006))} 0.006
-        {size('without the average of the weights')}
-        2 {size('without dropout')} {size(rest_of_3)} {size('without augmentation')}
-        {size('all of step 3, against step 2')}
-        {target(step3)} {both(since('step3'))} {both(since('without-average'))}
-        9 4 5 3 4 9 {step3.lr} {suggestion('step3', 'valley')} {suggestion('step3', 'minimum')}""")
-
-def check(text, expected): assert numbers(text) == expected.split()
+    step2=f"""{gap('step1')} {fluctuation('step1')} {channels(models.Model_2())} {channels(models.Model_1())} 0.05
+        {target(step2)} {errors(step2)} {errors(step1)} {both(met('step1', step2.target))} {result('step2')}
+        {size('all of step 2, against step 1')} {gap('step1')} {gap('step2')}
+        {gap('step2-without-dropout')} {size('without dropout')} {size('the net without dropout, against step 1')}
+        {channels(experiments.plain_filters())} {parameters('step2-plain-filters')}
+        {size('ordinary convolutions, fewer channels')} {parameters('step2-large-kernel')}
+        {size('plain global average pooling')} {size('pooling one layer earlier')}
+        {ratio('step2.py on all 28×28 pixels')} {ratio('step2.py with pooling after batch norm and SiLU')}
+        {step2.lr} {suggestion('step2', 'valley')} {suggestion('step2', 'slide')}
+        {gap('step2')} {fluctuation('step2')}""",
+    step3=f"""{both(met('step2', step3.target))} {gap('step2')} {fluctuation('step2')} {step3.wd} _
+        {target(step3)} {result('step3')}
+        {gap('step2')} {gap('step3')} {fluctuation('step2')} {fluctuation('step3')}
+        {gap('without-augmentation')} {size('without augmentation')} {ratio('step2.py', 'step3.py')}
+        {fluctuation(neither)} 0.006 {fluctuation('constant-0.003-without-average')} {step2.lr}
+        {fluctuation('without-average')} {fluctuation('constant-0.006')}
+        0.006 {gap(neither)} {level(neither, 'train')}
+        {target(step3)} {both(since('step3'))} {both(since('without-average'))} {both(in_words(last_epoch))}
+        0.006 {target(step3)} {numbers(since('constant-0.006'))[1]}
+        {step3.lr} {suggestion('step3', 'valley')} {suggestion('step3', 'minimum')}""")
 
 @pytest.mark.parametrize('step', steps)
 def test_every_number_of_a_step_is_the_recorded_one(step):
     text = steps[step].__doc__
-    rows = re.findall(r'\n {8}([+-].*)', text)
+    table = re.search(r'target met\n((?: {8}.*\n)+)', text)
+    rows = table[1].splitlines()
     shown = [re.split('  +', row)[-1] for row in rows]
-    assert rows == [evidence.row(what) for what in shown]
-    assert {pairs[what][0] for what in shown} == {step}
-    check(re.sub(r'\n {8}[+-].*', '', text), expected[step])
+    assert rows == [' '*8 + evidence.row(what) for what in shown]
+    assert shown[0] == f'step {step[-1]} itself'
+    assert {pairs[what][0] for what in shown[1:]} == {step}
+    check(text.replace(table[0], ''), expected[step])
 
 held = numbers(*evidence.seeds_on_folds())
 gpu = tested.loc['step3-GPU']
-gpu_figures = Figures('step3-GPU')
-def by_chance(accuracy):
-    "How far the accuracy of 10,000 images may be off, in percentage points."
-    p = float(accuracy)/100
-    return f'{196*np.sqrt(p*(1 - p)/10_000):.2f}'
+by_epoch = epochs.query('fold == 0').groupby(['experiment', 'epoch']).mean(numeric_only=True)
+def overfits_from(step):
+    "The first epoch from which on train accuracy, as it trains, is above test accuracy."
+    below = by_epoch.train_accuracy[step] <= by_epoch.valid_accuracy[step]
+    return max(below.index[below]) + 1
 
 expected_of_pages = {
-    'README.md': f"""99.4 8,000 99.4 8,000
-        {both(since('step3'))} {target(step3)} 95 {by_chance(three.mean)} 1.96 10,000 {held[5]}
-        3.11 3.14
-        7,547 99.31 7,873 99.26 {step3.wd} 7,873 99.45""",
-    'USING.md': f"""1,797 {gpu_figures.mean} {gpu_figures.margin} {gpu_figures.lowest} {both(met('step3-GPU'))}
-        {gpu.seconds.min()} {gpu.seconds.max()}""",
-    'results/README.md': f"""60,000 1 6 3.11 95 5 {target(step3)} 25 28 0 4 0.006 0.03 98.30 98.80 12 95
-        {held[1]} 0 2 3 5 {step1.lr} {step3.lr} {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')} 95"""}
+    'README.md': f"""99.4 {budget} 99.4 {report.max_epochs} {budget}
+        {target(step3)} {both(since('step3'))} {target(step3)} {both(since('step3'))} {target(step3)}
+        {both(by_images('step3'))} {held[5]}
+        _ _ {step3.epochs}
+        {target(step1)} {errors(step3)} {errors(step1)} {errors(step2)} {errors(step3)}
+        {last('step1')} {parameters('step1')} {gap('step1')} {fluctuation('step1')} {size('without batch norm')}
+        {size('twice the channels')} {parameters('step1-twice-channels')}
+        {target(step2)} {last('step2')} {parameters('step2')} {gap('step2')} {gap('step2-without-dropout')}
+        {size('ordinary convolutions, fewer channels')} {size('plain global average pooling')} {fluctuation('step2')}
+        {target(step3)} {last('step3')} {parameters('step3')} {gap('step3')} {gap('without-augmentation')}
+        {fluctuation('step3')} 0.006 {fluctuation(neither)} {gap(neither)}
+        {overfits_from('step1')} {overfits_from('step2')}
+        _ _ {parameters('step1')} {level('step1', 'final')} _ _ {parameters('step2')} {level('step2', 'final')}
+        _ _ {parameters('step3')} {level('step3', 'final')}
+        _ _ {data.mean} {data.std}""",
+    'USING.md': f"""_ {mean('step3-GPU')} {both(met('step3-GPU'))} {gpu.seconds.min()} {gpu.seconds.max()}""",
+    'results/README.md': f"""_ 1 6 _ _ _ _ _ {target(step3)} {target(step3)} _ _ _ _ 0.006 0.03 _ _
+        {held[1]} _ _ _ _ {step1.lr} {step3.lr} {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')}"""}
 
 @pytest.mark.parametrize('page', pages)
 def test_the_tables_and_the_numbers_of_a_page_are_as_recorded(page):
     text = pages[page]
     assert evidence.fill(text) == text
-    prose = re.sub(r'(?s)<!-- table.*?<!-- end -->|```.*?```|\]\([^)]*\)', '', text)
-    results = re.findall(r'\d+(?:[.,]\d+)+|\d+(?=%)|\d+ (?:of|to) \d+', prose)
-    check(' '.join(results), expected_of_pages[page])
+    check(re.sub(r'(?s)<!-- table.*?<!-- end -->|```.*?```|\]\([^)]*\)', '', text), expected_of_pages[page])
+
+def test_the_run_that_the_readme_shows():
+    block, = re.findall(r'(?s)This run.*?(?=```)', pages['README.md'])
+    run = tested.loc['step3', 0]
+    late = [f'{100*accuracy:.2f}' for accuracy in epochs.set_index(key).valid_accuracy['step3', 0, 0].tail(5)]
+    check(block, f"""{parameters('step3')} {step3.epochs} {step3.lr} {run.train:.2f} {run.final:.2f}
+        5 {step3.epochs} {run.accuracy:.2f} {run.lowest:.2f} {' '.join(late)} {target(step3)} {target(step3)}""")
 
 @pytest.mark.mnist
 def test_the_digits_that_step_3_confuses():
@@ -127,10 +142,9 @@ def test_the_digits_that_step_3_confuses():
     said = re.findall(r'(\d) (?:is read )?as (\d)', step3.__doc__)
     assert [(int(digit), int(taken_for)) for digit,taken_for in said] == [*often]
 
-def test_intervals_and_signs(monkeypatch):
-    monkeypatch.setattr(evidence, 'difference', lambda what: pd.Series([-.001, -.002, -.003]))
-    assert difference_text('any', 4) == '-0.0020 ± 0.0025'  # Student's t, two degrees of freedom
-    assert difference_text('any') == '+0.00 ± 0.00'
+def test_intervals_and_signs():
+    assert in_words(pd.Series([-.1, -.2, -.3])) == '-0.20 ± 0.25'  # Student's t, two degrees of freedom
+    assert in_words(pd.Series([-.001, -.002, -.003])) == '+0.00 ± 0.00'
 
 def test_learning_rates_are_read_off_lr_find():
     for step in ('step1', 'step2'): assert rates.valley[step] < steps[step].lr < rates.slide[step]
