@@ -131,7 +131,7 @@ def test_the_run_that_the_readme_shows():
     run = tested.loc['step3', 0]
     late = [f'{100*accuracy:.2f}' for accuracy in epochs.set_index(key).valid_accuracy['step3', 0, 0].tail(5)]
     check(block, f"""{parameters('step3')} {step3.epochs} {step3.lr} {run.train:.2f} {run.final:.2f}
-        5 {step3.epochs} {run.accuracy:.2f} {run.lowest:.2f} {' '.join(late)} {target(step3)} {target(step3)}""")
+        5 {step3.epochs} {run.accuracy:.2f} {run.lowest:.2f} {' '.join(late)} {target(step3)} {target(step3)} {report.n_late}""")
 
 @pytest.mark.mnist
 def test_the_digits_that_step_3_confuses():
