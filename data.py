@@ -154,7 +154,7 @@ class RandomWarp(RandTransform):
         def draw(limit): return x.new_empty(n).uniform_(-limit, limit)
 
         turn,size,shear = draw(math.radians(self.degrees)), 1 + draw(self.scale), draw(self.shear)
-        cos,sin = turn.cos()/size, turn.sin()/size
+        cos,sin = turn.cos()/size, turn.sin()/size  # a larger digit is read from places nearer to the middle
         affine = torch.stack([cos, shear-sin, draw(self.shift*2/w),  # x and y go from -1 to 1: a pixel is 2/w
                               sin, cos,       draw(self.shift*2/w)], 1).view(n, 2, 3)
         elastic = x.new_empty(n, 2, 16).normal_() * (self.elastic*2/w)

@@ -32,7 +32,7 @@ class P4Conv2d(nn.Conv2d):
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
         # If the image is rotated by 90°, each of its maps is rotated, and the map of 0° becomes that of 90°. So a
-        # rotated filter finds each of its input maps one place further.
+        # rotated filter finds each of its input maps one place further: the weights for 0° belong to 90° then.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)
@@ -44,7 +44,7 @@ def block(conv, nf, pool=None, p=0.):
     Pooling comes first, so that batch norm, SiLU and dropout run on a quarter of the pixels. SiLU is x·sigmoid(x),
     a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
     After a p4 convolution, batch norm has its own scale and bias for each rotation: from there on the net is free to
-    treat the rotations differently, as it must to tell 6 from 9.
+    treat the rotations differently. (So is the head. It must be, to tell 6 from 9.)
     """
     layers = [conv]
     if pool: layers.append(pool)
@@ -71,7 +71,8 @@ def check_size(x):
     if x.shape[1:] != (1, 28, 28): raise ValueError(f'The nets take images (n, 1, 28, 28), not {tuple(x.shape)}.')
 
 class Net(nn.Sequential):
-    "Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[:-1]`, is an `nn.Sequential`."
+    """Layers for images (n, 1, 28, 28); others raise a `ValueError`. A slice, such as `net[1:]`, may take other shapes:
+    it is an `nn.Sequential`."""
     def __getitem__(self, i): return nn.Sequential(*self)[i]
     def forward(self, x):
         check_size(x)
