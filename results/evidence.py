@@ -137,19 +137,37 @@ def changes_table():
             yield (f'| {what} | {in_words(difference(what))} | {by_images(name, base)} | {clear[what]} | '
                    f"{level(name, 'train')} | {cell('gap')} | {fluctuation} | {met(name)} | {since(name)} |")
 
+def on_folds(name, base):
+    "Each run of `name` on a fold beside that of `base` with the same seed; None if there is none."
+    ours,its = held_out.query('experiment == @name'),held_out.query('experiment == @base')
+    both = ours.merge(its, on=['fold', 'seed'], suffixes=('', '_base'))
+    return None if both.empty else both
+
+def compared(both):
+    "Loss and accuracy of `on_folds`, and the number of runs, as cells of a table."
+    loss = both.loss/both.loss_base - 1
+    return (f'{loss.mean():+.1%} ± {margin(loss):.1%} | {in_words(both.accuracy - both.accuracy_base)} | '
+            f'{len(both)} |')
+
 def folds_table():
-    "Only folds and seeds that both sides have count."
     yield '| change | step | folds where the change is better | loss | accuracy, percentage points | runs |'
     yield '|' + ' --- |'*6
     for what,(step,name,base) in pairs.items():
-        ours,its = held_out.query('experiment == @name'),held_out.query('experiment == @base')
-        both = ours.merge(its, on=['fold', 'seed'], suffixes=('', '_base'))
-        if name == step or both.empty: continue
-        loss = both.loss/both.loss_base - 1
+        both = on_folds(name, base)
+        if name == step or both is None: continue
         fold = both.groupby('fold')[['loss', 'loss_base']].mean()
         better = fold.loss < fold.loss_base
-        yield (f'| {what} | {step[-1]} | {better.sum()} of {len(better)} | {loss.mean():+.1%} ± {margin(loss):.1%} | '
-               f'{in_words(both.accuracy - both.accuracy_base)} | {len(both)} |')
+        yield f'| {what} | {step[-1]} | {better.sum()} of {len(better)} | {compared(both)}'
+
+def nets_table():
+    "Small nets, smallest first, against today's `Model_5`."
+    yield '| filters | parameters | loss | accuracy, percentage points | runs |'
+    yield '|' + ' --- |'*5
+    nets = held_out.parameters.filter(like='filters-').groupby('experiment').first()
+    for name,parameters in nets.sort_values().items():
+        filters = ' '.join(name.removeprefix('filters-'))
+        if name != 'filters-223354':
+            yield f"| {filters} | {parameters:,} | {compared(on_folds(name, 'filters-223354'))}"
 
 def seeds_on_folds():
     seeds = held_out.loc['step3'].groupby('seed').mean(numeric_only=True)
@@ -177,7 +195,7 @@ def shifts_in_words():
            f'averaged, to each image and to its eight shifts by one pixel, change this by '
            f'{in_words(gain)} percentage points.')
 
-tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, seeds=seeds_on_folds,
+tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, nets=nets_table, seeds=seeds_on_folds,
               speed=speed_table, command=commands_in_words, shifts=shifts_in_words)
 
 def fill(text):
