@@ -160,16 +160,14 @@ class RandomWarp(RandTransform):
         elastic = x.new_empty(n, 2, 16).normal_() * (self.elastic*2/w)
 
         # Each pixel's place is a weighted sum of the basis.
-        place = torch.cat([affine, elastic], 2) @ warp_basis(w, x.device, x.dtype)
+        place = torch.cat([affine, elastic], 2) @ warp_basis(w, x.device, x.dtype)  # (n, 2, 19) @ (19, w·w)
         place = place.view(n, 2, w, w).permute(0, 2, 3, 1)
         return F.grid_sample(x, place, align_corners=False).as_subclass(TensorImageBW)
 
 @functools.cache
 def warp_basis(w, device, dtype):
-    """(19, w·w): x, y and 1 at every pixel, and 16 smooth bumps, one for each point of the elastic grid.
-
-    So one matrix product warps a whole batch, many times as fast as an affine grid and an interpolation for each image.
-    """
+    """(19, w·w): x, y and 1 at every pixel, and 16 smooth bumps, one for each point of the elastic grid. So one matrix
+    product gives the places of a whole batch."""
     line = (torch.arange(w)*2 + 1)/w - 1  # the centres of pixels, from -1 to 1
     y,x = torch.meshgrid(line, line, indexing='ij')
     bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (w, w), mode='bicubic', align_corners=True)[0]
@@ -194,7 +192,7 @@ def mnist_dls(
     train_ds = DigitImages(*train, split_idx=0)
     tfms = [*L(tfms), Normalize.from_stats(mean, std, cuda=False)]
     train_dl = BatchDL(train_ds, bs=bs, shuffle=True, num_workers=0, after_batch=tfms, device=device)
-    # fastai draws the seed of the order from `random`, which other threads use, too. The same draw, by torch's seed:
+    # The order follows torch's seed alone. fastai draws its seed from `random`, which other threads use, too.
     draw = random.Random(torch.initial_seed()).randint(0, 2**32-1)
     train_dl.rng = random.Random(draw)
     test_dl = train_dl.new(DigitImages(*test), bs=test_bs, shuffle=False)

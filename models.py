@@ -19,10 +19,9 @@ def count(net):
 
 class P4Conv2d(nn.Conv2d):
     """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°. (p4 is the group of
-    these rotations and of all shifts.) It takes the 4·`ni` channels of another p4 convolution. The image has no
-    rotations yet: the first layer, with `lift`, takes its `ni` channels. It gives 4·`nf` channels, filter by filter,
-    with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant Convolutional
-    Networks", section 7).
+    these rotations and of all shifts.) From the 4·`ni` channels of another p4 convolution it makes 4·`nf`, filter by
+    filter, with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant
+    Convolutional Networks", section 7). The first layer, with `lift`, makes them from the `ni` channels of an image.
     """
     def __init__(self, ni, nf, padding=0, lift=False):
         turns = 1 if lift else 4
@@ -31,8 +30,8 @@ class P4Conv2d(nn.Conv2d):
 
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
-        # If the image is rotated by 90°, each of its maps is rotated, and the map of 0° becomes that of 90°. So a
-        # rotated filter finds each of its input maps one place further: the weights for 0° belong to 90° then.
+        # If the image is rotated by 90°, its four maps are rotated, and change places: the map of 0° becomes that of
+        # 90°, and so on. A filter rotated `r` times must follow: its weights are rotated, and move `r` maps on.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)

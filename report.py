@@ -15,7 +15,7 @@ class RunLog(Callback):
     order = Recorder.order + 1
     done = 0  # whole epochs
 
-    def __init__(self, bars): self.bars,self.lost = bars,[]  # what could not be written, and why
+    def __init__(self, bars): self.bars,self.lost = bars,[]  # lost: what could not be written, and why
     def say(self, text):
         "Print. The reader may be gone (`| head`): then the text is lost, not the run."
         try: print(text, flush=True)
@@ -59,7 +59,7 @@ def draw_png(draw, file):
         plt.close()
 
 def contents(learn, rows, target):
-    "What is saved of a run: file name -> function that writes into a file. First what a failed picture must not cost."
+    "What is saved of a run: file name -> function that writes into a file. A picture may fail, so pictures are last."
     @functools.cache
     def interpretation(): return ClassificationInterpretation.from_learner(learn)
     pictures = dict(
@@ -140,7 +140,7 @@ def wrong_option(model, epochs, lr, seed):
     if not 0 <= seed < 2**32: return f'--seed: {seed} is not 0 or more, below 2**32'
 
 def changes(step, options):
-    "The options that are not the defaults of the step, as they stand in the name of the run's folder."
+    "The options that are not the defaults of the step, as the name of the run's folder has them, such as `epochs4`."
     defaults = inspect.signature(step.main).parameters
     found = [name for name,value in options.items() if value != defaults[name].default]
     return [f'{name.removeprefix("model")}{options[name]}' for name in found]

@@ -23,7 +23,7 @@ def each(kind): return pytest.mark.parametrize('line', [line for line in lines i
 
 def test_nothing_in_the_readme_is_left_out():
     assert len(sessions) == 3
-    assert len(options) == 5
+    assert len(options) == 4
     for line in lines: assert re.search('|'.join(kinds.values()), line)
     for kind in kinds.values(): assert re.search(kind, '\n'.join(lines), re.M)
 
