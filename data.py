@@ -166,8 +166,8 @@ class RandomWarp(RandTransform):
 
 @functools.cache
 def warp_basis(w, device, dtype):
-    """(19, w·w): x, y and 1 at every pixel, and 16 smooth bumps, one for each point of the elastic grid. So one matrix
-    product gives the places of a whole batch."""
+    """(19, w·w): x, y and 1 at every pixel, and 16 smooth bumps: each is 1 at one point of the elastic grid, 0 at the
+    others. So one matrix product gives the places of a whole batch."""
     line = (torch.arange(w)*2 + 1)/w - 1  # the centres of pixels, from -1 to 1
     y,x = torch.meshgrid(line, line, indexing='ij')
     bumps = F.interpolate(torch.eye(16).view(1, 16, 4, 4), (w, w), mode='bicubic', align_corners=True)[0]

@@ -19,9 +19,10 @@ def count(net):
 
 class P4Conv2d(nn.Conv2d):
     """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°. (p4 is the group of
-    these rotations and of all shifts.) From the 4·`ni` channels of another p4 convolution it makes 4·`nf`, filter by
-    filter, with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group Equivariant
-    Convolutional Networks", section 7). The first layer, with `lift`, makes them from the `ni` channels of an image.
+    these rotations and of all shifts.) From the 4·`ni` channels of another p4 convolution it makes 4·`nf`, first the
+    four rotations of filter 1, with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group
+    Equivariant Convolutional Networks", section 7). The first layer, with `lift`, makes them from the `ni` channels of
+    an image.
     """
     def __init__(self, ni, nf, padding=0, lift=False):
         turns = 1 if lift else 4
@@ -31,7 +32,7 @@ class P4Conv2d(nn.Conv2d):
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
         # If the image is rotated by 90°, its four maps are rotated, and change places: the map of 0° becomes that of
-        # 90°, and so on. A filter rotated `r` times must follow: its weights are rotated, and move `r` maps on.
+        # 90°, and so on. So in a filter that is rotated by 90° all weights are rotated, and those of 0° move to 90°.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)
@@ -65,7 +66,7 @@ def head(nf, size):
     return nn.Conv2d(nf, nf, size, groups=nf, bias=False), nn.Flatten(), nn.Linear(nf, 10)
 
 
-@torch.fx.wrap  # tracers do not look inside
+@torch.fx.wrap  # so that torch.fx can trace a net: it cannot look into an `if`
 def check_size(x):
     if x.shape[1:] != (1, 28, 28): raise ValueError(f'The nets take images (n, 1, 28, 28), not {tuple(x.shape)}.')
 

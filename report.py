@@ -1,4 +1,5 @@
-"A run of the command line: train, judge, save, print."
+"""A run of the command line: train, judge, save, print. Read `verdict` and `finish` first; half of the rest is for a
+full disk, a reader that is gone (`| head`), an interrupt, a loss that is not a number."""
 import contextlib, errno, inspect, io, sys
 from data import not_mnist  # first: it silences a warning of fastai's import
 from fastai.vision.all import *

@@ -7,8 +7,8 @@ Target
     - No dropout: the warps should do its work.
     - One cycle of the learning rate: up to a peak, then down to about zero. So the last steps are small, and the
       weights settle. Against the fluctuation.
-    - The average of the weights, over about the last ninth of the batches so far: single steps scatter around it.
-      Against the fluctuation, too.
+    - The average of the weights: single steps scatter around it. It forgets the first batches: the last ninth of the
+      batches so far has 65% of the weight. Against the fluctuation, too.
     - Weight decay 0.1 instead of fastai's 0.01: it keeps the weights smaller. Against the gap.
     99.40% in each of the last three epochs, in every seed: the goal of the assignment, "consistently in the last
     epochs" taken literally.
@@ -28,8 +28,8 @@ Analysis
         accuracy      clear  gap   fluctuation  target met
                              0.17  0.02         20 of 20    step 3 itself
         +0.24 ± 0.04  yes    0.17  0.02         20 of 20    all of step 3, against step 2
+        +0.30 ± 0.05  yes    0.43  0.02         10 of 10    schedule, decay and average, against step 2 without dropout
         -0.07 ± 0.03  yes    0.43  0.02         10 of 10    without augmentation
-        -0.03 ± 0.03  no     0.35  0.02         10 of 10    the elastic distortion only
         -0.02 ± 0.03  no     0.23  0.02         10 of 10    without the elastic distortion
         -0.03 ± 0.04  no     0.15  0.02         10 of 10    with the dropout of step 2
         -0.06 ± 0.02  yes    0.19  0.05         10 of 10    without the average of the weights
@@ -38,17 +38,17 @@ Analysis
         -0.23 ± 0.05  yes    0.14  0.08         3 of 10     a constant learning rate of 0.003, without the average
         +0.00 ± 0.04  no     0.18  0.02         10 of 10    weight decay 0.01 instead of 0.1
 
-    The gap: warps narrow it. Without them it is 0.43, and 0.07 of accuracy is lost. Dropout is not needed beside them:
-    with it no effect on the accuracy is shown.
+    The gap: warps narrow it. Without them it is 0.43: train accuracy is 0.18 higher, but test accuracy 0.08 lower.
+    Dropout is not needed beside them: with it no effect on the accuracy is shown.
     The fluctuation: the average lowers it, from 0.05 to 0.02 with the cycle, from 0.12 to 0.02 at a constant rate of
     0.006. Beside the average the cycle adds nothing that is shown; it stays by habit, and costs no code.
-    Which cure reaches the goal? With neither cycle nor average, at step 2's rate of 0.003, the gap is only 0.14, but
-    the fluctuation is 0.08, and 3 of 10 seeds meet the goal. At 0.006 none does: the weights do not settle, even train
-    accuracy is 99.40%. Without warps, but with cycle and average, every seed meets it. So calm steps make the goal
-    sure; warps bring 0.07 more.
+    Which cure reaches the goal? Schedule, weight decay and average: without warps they bring 0.30, and every seed meets
+    the goal. Warps bring 0.07 more. Warps alone do not: with neither cycle nor average, at step 2's rate of 0.003, the
+    mean is 99.39%, as in step 2, and 3 of 10 seeds meet the goal. The gap is only 0.14 there, but since train accuracy
+    is lower, 99.51%: the weights do not settle.
     With the average a seed stays at 99.40% or more from epoch 2 to 5 on, without it from epoch 9 to 12 on (the earliest
     to the latest seed). After the last epoch no difference is shown any more: -0.01 ± 0.02 without it. At the constant
-    rate every seed stays there from epoch 3 on: a schedule is not needed. (We looked for this after the runs.)
+    rate of 0.006, with the average, every seed stays there from epoch 3 on. (We looked for this after the runs.)
     Weight decay has no effect that is shown; 0.1 stays from earlier work. So does the peak rate of 0.015: `lr_find`
     does not settle it, its suggestions go from 0.0010 (valley) to 0.0275 (steep).
     What is left: of the 765 errors of all seeds 9 is read as 4 in 70, 5 as 3 in 67, 4 as 9 in 60.
@@ -82,7 +82,7 @@ class WeightAverage(Callback):
     Optimal Averaging Schemes").
 
     Net and average exchange their values: the average comes into the net before each validation, the weights come back
-    before the next batch of training. After the last epoch there is none, so the average stays.
+    before the next batch of training. After the last epoch no batch follows, so the average stays.
     """
     def __init__(self, part): self.part = part
     def before_fit(self): self.mean,self.in_net,self.n = None,False,0

@@ -41,7 +41,7 @@ pairs |= {
     'all of step 2, against step 1': ('step2', 'step2', 'step1'),
     'the net without dropout, against step 1': ('step2', 'step2-without-dropout', 'step1'),
     'all of step 3, against step 2': ('step3', 'step3', 'step2'),
-    'schedule, weight decay and average, against step 2 without dropout':
+    'schedule, decay and average, against step 2 without dropout':
         ('step3', 'without-augmentation', 'step2-without-dropout'),
     'four epochs without the average of the weights, against four epochs':
         ('step3', '4epochs-without-average', 'step3-4epochs')}
