@@ -19,10 +19,10 @@ def count(net):
 
 class P4Conv2d(nn.Conv2d):
     """A 3×3 p4 convolution: each of its `nf` filters is used rotated by 0°, 90°, 180° and 270°. (p4 is the group of
-    these rotations and of all shifts.) From the 4·`ni` channels of another p4 convolution it makes 4·`nf`, first the
-    four rotations of filter 1, with a quarter of the weights of an ordinary convolution (Cohen and Welling 2016, "Group
-    Equivariant Convolutional Networks", section 7). The first layer, with `lift`, makes them from the `ni` channels of
-    an image.
+    these rotations and of all shifts.) From the 4·`ni` channels of another p4 convolution it makes 4·`nf`: the four
+    rotations of filter 1, then those of filter 2, and so on. The first layer, with `lift`, makes them from the `ni`
+    channels of an image. The weights are a quarter of an ordinary convolution's (Cohen and Welling 2016, "Group
+    Equivariant Convolutional Networks", section 7).
     """
     def __init__(self, ni, nf, padding=0, lift=False):
         turns = 1 if lift else 4
