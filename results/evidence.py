@@ -125,8 +125,8 @@ def changes_table():
     yield '|' + ' --- |'*9
     for step in steps:
         accuracy = tested.loc[step].accuracy
-        yield (f"| **step {step[-1]}** | {level(step, 'accuracy')} ± {margin(accuracy):.2f} | ±{by_images(step):.2f} |  | "
-               f"{level(step, 'train')} | {level(step, 'gap')} | {level(step, 'fluctuation')} | {met(step)} | "
+        yield (f"| **step {step[-1]}** | {level(step, 'accuracy')} ± {margin(accuracy):.2f} | ±{by_images(step):.2f} | "
+               f" | {level(step, 'train')} | {level(step, 'gap')} | {level(step, 'fluctuation')} | {met(step)} | "
                f'{since(step)} |')
         rows = [what for what in changes if pairs[what][0] == step]
         for what in sorted(rows, key=lambda what: difference(what).mean()):
