@@ -31,8 +31,8 @@ class P4Conv2d(nn.Conv2d):
 
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
-        # If the image is rotated by 90°, its four maps are rotated, and change places: the map of 0° becomes that of
-        # 90°, and so on. So in a filter that is rotated by 90° all weights are rotated, and those of 0° move to 90°.
+        # If the image is rotated by 90°, its four maps are rotated, and each takes the place of the next: the map of
+        # 0° becomes that of 90°. So a filter rotated by 90° has rotated weights, each in the place of the next.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)

@@ -76,7 +76,8 @@ def met(name, target=None):
 def since(name):
     "The first epoch from which on a seed has 99.40% or more: from the first to the last seed."
     found = tested.loc[name].since
-    if (found > tested.loc[name].epochs).any(): return 'not every seed'
+    never = found > tested.loc[name].epochs
+    if never.any(): return 'no seed' if never.all() else 'not every seed'
     return f'{found.min():.0f} to {found.max():.0f}'
 
 def level(name, value):
@@ -192,8 +193,8 @@ def commands_in_words():
 def shifts_in_words():
     again = tested.loc['step3-again']
     gain = 100*again.shifted_accuracy - again.final
-    yield (f'Step 3 once more, with {len(again)} seeds: {again.final.mean():.2f}% after the last epoch. Nine answers '
-           f'averaged, to each image and to its eight shifts by one pixel, change this by '
+    yield (f'The first {len(again)} seeds of step 3, trained again, have {again.final.mean():.2f}% after the last '
+           'epoch. Nine answers averaged, to each image and to its eight shifts by one pixel, change this by '
            f'{in_words(gain)} percentage points.')
 
 tables = dict(steps=steps_table, changes=changes_table, folds=folds_table, nets=nets_table, seeds=seeds_on_folds,

@@ -214,4 +214,5 @@ def test_real_mnist():
     assert torch.std_mean(x/255) == pytest.approx((data.std, data.mean), abs=1e-4)
     inside = x[..., 2:-2, 2:-2]  # the 24×24 pixels that step 3 sees
     cut = (x.sum((1, 2, 3)) > inside.sum((1, 2, 3))).float().mean()
-    assert f'cuts off ink in {cut:.0%} of the digits' in (project/'results'/'README.md').read_text(encoding='utf-8')
+    text = (project/'results'/'README.md').read_text(encoding='utf-8')
+    assert f'cuts off ink in {cut:.0%} of the training images' in text
