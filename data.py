@@ -123,7 +123,8 @@ class BatchDL(TfmdDL):
     def __init__(self, dataset, **kwargs):
         if not isinstance(dataset, DigitImages): dataset = as_dataset(dataset)
         super().__init__(dataset, **kwargs)
-    def do_item(self, i): return i or 0  # fastai passes `None` to see what an item is like
+    # An item is only its position, `create_batch` gets them all. fastai passes `None` to see what an item is like.
+    def do_item(self, i): return i or 0
     def create_batch(self, idxs): return self.dataset[idxs]
 
 

@@ -31,8 +31,8 @@ class P4Conv2d(nn.Conv2d):
 
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
-        # If the image is rotated by 90°, its four maps are rotated, and each takes the place of the next: the map of
-        # 0° becomes that of 90°. So a filter rotated by 90° has rotated weights, each in the place of the next.
+        # To rotate a filter by 90° is two things: its 3×3 pixels are rotated, and the four maps that it reads move on
+        # by one (0° to 90°, …, 270° to 0°), as the maps of a rotated image do.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)
@@ -44,7 +44,7 @@ def block(conv, nf, pool=None, p=0.):
     Pooling comes first, so that batch norm, SiLU and dropout run on a quarter of the pixels. SiLU is x·sigmoid(x),
     a smooth ReLU (Ramachandran et al. 2017, "Searching for Activation Functions", where it is called Swish).
     After a p4 convolution, batch norm has its own scale and bias for each rotation: from there on the net is free to
-    treat the rotations differently. (So is the head. It must be, to tell 6 from 9.)
+    treat the rotations differently, though they share filters. (So is the head. It must be, to tell 6 from 9.)
     """
     layers = [conv]
     if pool: layers.append(pool)
