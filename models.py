@@ -31,8 +31,8 @@ class P4Conv2d(nn.Conv2d):
 
     def forward(self, x):
         w = self.weight.unflatten(1, (-1, self.turns))  # filters, ni, turns, 3, 3
-        # To rotate a filter by 90° is two things: its 3×3 pixels are rotated, and the four maps that it reads move on
-        # by one (0° to 90°, …, 270° to 0°), as the maps of a rotated image do.
+        # A filter has a slice for each rotation of its input. If the image is rotated by 90°, what was in the map of 0°
+        # is in that of 90°. So to rotate a filter is to rotate its 3×3 slices, and to move each on by one.
         w = torch.stack([w.roll(r, 2).rot90(r, (3, 4)) for r in range(4)], 1)  # filters, 4, ni, turns, 3, 3
         w = w.flatten(2, 3).flatten(0, 1)  # channels out, channels in, 3, 3
         return F.conv2d(x, w, padding=self.padding)

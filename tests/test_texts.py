@@ -63,7 +63,7 @@ expected = dict(
         {size('without batch norm')} {gap('step1-without-batch-norm')}
         {parameters('step1-twice-channels')} {large_kernel:,} {parameters('step1')}
         {gap('step1-twice-channels')}
-        {step1.lr} {suggestion('step1', 'valley')} {suggestion('step1', 'slide')}""",
+        {step1.lr} {suggestion('step1', 'valley')} {suggestion('step1', 'slide')} _""",
     step2=f"""{gap('step1')} {fluctuation('step1')}
         {channels(models.Model_2())} {channels(experiments.plain_filters())} 0.05
         {target(step2)} {errors(step2)} {errors(step1)} {level('step1', 'accuracy')} {target(step2)}
@@ -83,11 +83,11 @@ expected = dict(
         {gap('without-augmentation')} {size('without augmentation')} {gap('without-elastic')}
         {ratio('with the dropout of step 2', 'step3.py')}
         {fluctuation(neither)} {fluctuation('constant-0.006')} 0.006 {fluctuation('without-average')}
-        0.006 {both(met(slow))} {step2.lr} {gap(neither)} {gap(slow)} _ {step2.lr}
-        {goal('step2-without-dropout')} {goal('without-augmentation')} {goal(slow)} {goal('step3')}
+        0.006 {both(met(slow))} {step2.lr} {gap(neither)} {gap(slow)} {step2.lr}
+        {goal('step2-without-dropout')} _ {goal('without-augmentation')} {goal(slow)} {goal('step3')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))} {both(in_words(last_epoch))}
         0.006 {numbers(since('constant-0.006'))[1]}
-        {step3.lr} {suggestion('step3', 'valley')} {suggestion('step3', 'steep')}""")
+        {step3.lr} {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')}""")
 
 @pytest.mark.parametrize('step', steps)
 def test_every_number_of_a_step_is_the_recorded_one(step):
@@ -112,7 +112,7 @@ def overfits_from(step):
 expected_of_pages = {
     'README.md': f"""99.4 {budget} 99.4 {report.max_epochs} {budget}
         {target(step3)} {both(since('step3'))} {target(step3)} {target(step3)}
-        {by_images('step3'):.2f} {all_in_all:.2f} {level('step3', 'accuracy')} {held[5]}
+        {by_images('step3'):.2f} {all_in_all:.2f} {level('step3', 'accuracy')} {held[5]} {level('step3', 'accuracy')}
         _ _ {step3.epochs}
         {target(step1)} {errors(step3)} {errors(step2)} {errors(step1)}
         {last('step1')} {parameters('step1')} {gap('step1')} {fluctuation('step1')} {size('without batch norm')}
@@ -129,7 +129,7 @@ expected_of_pages = {
         _ _ {data.mean} {data.std}""",
     'USING.md': f"""_ {mean('step3-GPU')} {both(met('step3-GPU'))} {gpu.seconds.min()} {gpu.seconds.max()}""",
     'results/README.md': f"""_ 1 6 {step3.epochs} _ _ _ _ _ _ _ {target(step3)} {target(step3)} _ _ _ _ 0.006 0.03
-        _ _ {step2.lr} _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ {step1.lr} {step3.lr}
+        _ _ {step2.lr} _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ {step1.lr} {step3.lr}
         {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')} {suggestion('step3', 'steep')}"""}
 
 @pytest.mark.parametrize('page', pages)
