@@ -195,7 +195,7 @@ def commands_in_words():
 def shifts_in_words():
     again = tested.loc['step3-again']
     gain = 100*again.shifted_accuracy - again.final
-    yield (f'The first {len(again)} seeds of step 3, trained again, have {again.final.mean():.2f}% after the last '
+    yield (f'{len(again)} seeds of step 3, trained again, have {again.final.mean():.2f}% after the last '
            'epoch. Nine answers averaged, to each image and to its eight shifts by one pixel, change this by '
            f'{in_words(gain)} percentage points.')
 
