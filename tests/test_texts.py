@@ -86,7 +86,7 @@ expected = dict(
         0.006 {both(met(slow))} {step2.lr} {gap(neither)} {gap(slow)} {step2.lr}
         {goal('step2-without-dropout')} _ {goal('without-augmentation')} {goal(slow)} {goal('step3')}
         {target(step3)} {both(since('step3'))} {both(since('without-average'))} {both(in_words(last_epoch))}
-        0.006 {numbers(since('constant-0.006'))[1]}
+        0.006 {gap('constant-0.006')} {numbers(since('constant-0.006'))[1]}
         {step3.lr} {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')}""")
 
 @pytest.mark.parametrize('step', steps)
