@@ -129,7 +129,7 @@ expected_of_pages = {
         _ _ {data.mean} {data.std}""",
     'USING.md': f"""_ {mean('step3-GPU')} {both(met('step3-GPU'))} {gpu.seconds.min()} {gpu.seconds.max()}""",
     'results/README.md': f"""_ 1 6 {step3.epochs} _ _ _ _ _ _ _ {target(step3)} {target(step3)} _ _ _ _ 0.006 0.03
-        _ _ {step2.lr} _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ {step1.lr} {step3.lr}
+        _ _ {step2.lr} _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ _ {step1.lr} {step3.lr}
         {suggestion('step3', 'minimum')} {suggestion('step3', 'valley')} {suggestion('step3', 'steep')}"""}
 
 @pytest.mark.parametrize('page', pages)
