@@ -87,9 +87,8 @@ def level(name, value):
 
 def row(what):
     "A change, or the step itself, as a step's text shows it."
-    itself = what.endswith(' itself')
-    name = what.replace(' itself', '').replace(' ', '') if itself else pairs[what][1]
-    change,said = ('', '') if itself else (in_words(difference(what)), clear[what])
+    if what in pairs: name,change,said = pairs[what][1],in_words(difference(what)),clear[what]
+    else:             name,change,said = what.removesuffix(' itself').replace(' ', ''),'',''
     return f"{change:12}  {said:5}  {level(name, 'gap')}  {level(name, 'fluctuation'):11}  {met(name):10}  {what}"
 
 def mistakes(name):
